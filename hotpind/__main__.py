@@ -1,0 +1,5 @@
+"""Runs the daemon: ``python -m hotpind``."""
+
+from hotpind.cli.daemon import main
+
+main()

@@ -1,0 +1,1 @@
+"""Language models: the cloud, servers on the LAN, the local engine, and the router that picks one."""

@@ -1,0 +1,1 @@
+"""A turn: listen, transcribe, think, speak; with its history, prompts and pictures."""

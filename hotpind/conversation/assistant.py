@@ -1,0 +1,141 @@
+"""What all devices share: the ears, the brain and the voice, and how many turns may run at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from hotpind.chat.messages import Brain, ChatRequest
+from hotpind.chat.prompts import SYSTEM_PROMPT
+from hotpind.config import Config
+from hotpind.conversation.memory import Conversation, Memory
+from hotpind.conversation.prompts import CANNED
+from hotpind.conversation.turn import Canned, Ear, Turn, TurnRecord
+from hotpind.errors import EngineError
+from hotpind.speech.listener import Listener
+from hotpind.speech.stt import Transcriber
+from hotpind.speech.tts import Synthesizer
+from hotpind.system.logs import fields
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Assistant:
+    """Serves every device's turns."""
+
+    config: Config
+    brain: Brain
+    transcriber: Transcriber
+    voice: Synthesizer
+    workers: Executor
+    """Threads for voice activity and pictures."""
+    memory: Memory
+    new_turn_id: Callable[[], str]
+    clock: Callable[[], float] = time.monotonic
+    on_turn: list[Callable[[TurnRecord], None]] = field(default_factory=list)
+    """Called with each turn's record when it has ended."""
+    on_expected: Callable[[ChatRequest], None] = lambda _: None
+    """Told of a question that is being asked, complete or not."""
+    turns_running: int = 0
+    refusals_running: int = 0
+    """How many of them only say that there are too many."""
+    stopping: bool = False
+    _canned: dict[str, bytes] = field(default_factory=dict)
+    _turn_ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def system_prompt(self) -> str:
+        """Instructions to the models."""
+        return self.config.chat.system_prompt or SYSTEM_PROMPT
+
+    async def prepare_canned(self) -> None:
+        """Synthesise the sentences that must be speakable when all else fails. Raises `EngineError`."""
+        for text in CANNED:
+            self._canned[text] = await self.voice.whole(text)
+
+    def listen(self, on_progress: Callable[[Listener, str], None], *, partials: bool = False) -> Listener:
+        """Begin to listen to a recording."""
+        stt = self.config.stt
+        return Listener(self.transcriber, self.workers, ahead=stt.ahead, pause_s=stt.pause_s,
+                        partials=partials, on_progress=on_progress)
+
+    def expect_question(self, device: str, text: str = "") -> None:
+        """Get the brain ready while the question is still being asked; ``text`` is what was understood so far."""
+        conversation = self.conversation(device)
+        picture = conversation.picture(self.clock())
+        self.on_expected(ChatRequest(conversation.messages(self.system_prompt, text, picture), device=device))
+
+    def record(self, device: str) -> TurnRecord:
+        """Begin a turn's record at the end of speech."""
+        return TurnRecord(self.new_turn_id(), device, self.clock())
+
+    def turn(self, ear: Ear, record: TurnRecord) -> Turn:
+        """Prepare the answer to a device's question."""
+        return Turn(brain=self.brain, voice=self.voice, canned=Canned(self._canned), ear=ear,
+                    conversation=self.conversation(record.device), record=record, system_prompt=self.system_prompt,
+                    deadline_s=self.config.speaking.turn_deadline_s, clock=self.clock,
+                    on_spoken=lambda text: self.log_words(record, "answered", text))
+
+    def log_words(self, record: TurnRecord, what: str, text: str) -> None:
+        """Write what was said to the log, only when the user asked for it."""
+        if self.config.privacy.log_transcripts:
+            _LOG.info("turn %s, %s %s: %s", record.turn, record.device, what, text,
+                      extra=fields(turn=record.turn, device=record.device))
+
+    def conversation(self, device: str) -> Conversation:
+        """Return a device's conversation, begun anew after a long silence."""
+        conversation = self.memory.of(device)
+        conversation.forget_if_idle(self.clock(), self.config.chat.history_idle_minutes * 60)
+        conversation.forget_old_pictures(self.clock())
+        return conversation
+
+    @contextlib.contextmanager
+    def running(self, record: TurnRecord) -> Iterator[None]:
+        """Count a turn while it runs, and report it when it has ended."""
+        self.turns_running += 1
+        try:
+            yield
+        finally:
+            self.turns_running -= 1
+            self._turn_ended.set()
+            for observer in self.on_turn:
+                observer(record)
+
+    @property
+    def overloaded(self) -> bool:
+        """Tell whether more turns are under way than `server.busy_turns`."""
+        return self.turns_running - self.refusals_running > self.config.server.busy_turns
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Do not count the turn that is running against others while it is being refused."""
+        self.refusals_running += 1
+        try:
+            yield
+        finally:
+            self.refusals_running -= 1
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new turns, and give those under way ``grace_s`` seconds to finish speaking."""
+        self.stopping = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while self.turns_running:
+                    self._turn_ended.clear()
+                    await self._turn_ended.wait()
+
+    async def keep_canned(self, retry_s: float = 5.0) -> None:
+        """Prepare the canned sentences, trying again until the voice works."""
+        while True:
+            try:
+                await self.prepare_canned()
+                return
+            except EngineError as error:
+                _LOG.debug("canned sentences have to wait: %s", error)
+                await asyncio.sleep(retry_s)

@@ -1,0 +1,1 @@
+"""Which devices may talk: their registry, the pairing window, and the appliance's own identity."""

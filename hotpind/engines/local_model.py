@@ -1,0 +1,98 @@
+"""The language model engine as the chat chain sees it: loaded on first need, unloaded when long unused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from hotpind.engines.supervisor import Engine, EngineState
+
+_LOG = logging.getLogger(__name__)
+
+LOAD_DEADLINE_S = 40.0
+"""A turn has 50 s to begin; a 1.5 B model on a Pi 4 loads in about 30."""
+LONGEST_ANSWER_S = 30.0
+"""For this long after a request its engine's liveness is watched every second."""
+WARM_DEADLINE_S = 5.0
+
+
+class LocalModel:
+    """Starts the engine when it is needed and gives out its socket."""
+
+    def __init__(self, engine: Engine, *, model: str, sees_images: bool, idle_s: float,
+                 may_unload: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic) -> None:
+        """Manage ``engine``; it may be unloaded after ``idle_s`` seconds without use when ``may_unload`` says so."""
+        self.engine = engine
+        self.model = model
+        self.sees_images = sees_images
+        self.idle_s = idle_s
+        self._may_unload = may_unload
+        self._clock = clock
+        self._last_used = clock()
+        self._warming: asyncio.Task[None] | None = None
+        self._to_warm: list[dict[str, Any]] | None = None
+
+    @property
+    def state(self) -> str:
+        """One of idle (not loaded), loading, online and off (cannot be used)."""
+        return {EngineState.STOPPED: "idle", EngineState.READY: "online",
+                EngineState.UNUSABLE: "off"}.get(self.engine.state, "loading")
+
+    async def socket(self, *, refused: bool = False) -> Path:
+        """Return the socket of the running engine, loading the model if need be.
+
+        ``refused``: a request to the one before failed, see `Engine.ready`. Raises `EngineUnavailable`.
+        """
+        self._last_used = self._clock()
+        self.engine.start()
+        self.engine.expect_use(LONGEST_ANSWER_S)
+        return await self.engine.ready(LOAD_DEADLINE_S, refused=refused)
+
+    def warm(self, messages: list[dict[str, Any]]) -> None:
+        """Evaluate a conversation's beginning in a loaded model, after the one that is under way.
+
+        Of those that wait only the latest is evaluated: the model remembers one conversation at a time.
+        """
+        if self.engine.state is not EngineState.READY:
+            return
+        self._to_warm = messages
+        if self._warming is None or self._warming.done():
+            self._warming = asyncio.create_task(self._warm(), name="warm the local model")
+
+    async def _warm(self) -> None:
+        while (messages := self._to_warm) is not None:
+            self._to_warm = None
+            await self._warm_with(messages)
+
+    async def _warm_with(self, messages: list[dict[str, Any]]) -> None:
+        connector = aiohttp.UnixConnector(str(self.engine.spec.socket))
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with (aiohttp.ClientSession(connector=connector) as session,
+                        session.post("http://localhost/hotpind/warm", json={"messages": messages},
+                                     timeout=aiohttp.ClientTimeout(total=WARM_DEADLINE_S))):
+                self._last_used = self._clock()
+
+    async def unload_when_idle(self) -> None:
+        """Unload the model after a long time without use while something else answers; runs until cancelled."""
+        while True:
+            await asyncio.sleep(max(30.0, self.idle_s / 4) if self.idle_s else 3600.0)
+            engine = self.engine
+            if (self.idle_s and engine.state is EngineState.READY and self._may_unload()
+                    and self._clock() - self._last_used > self.idle_s):
+                _LOG.info("The local model was not needed for %.0f minutes and is unloaded", self.idle_s / 60)
+                await engine.stop()
+
+    async def close(self) -> None:
+        """Stop the engine, and what is evaluated or waits to be."""
+        self._to_warm = None
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
+        await self.engine.stop()

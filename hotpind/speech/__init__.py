@@ -1,0 +1,1 @@
+"""Speech: clients of the speech engines, voice activity, sentences, WAV and PCM."""

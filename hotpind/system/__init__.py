@@ -1,0 +1,1 @@
+"""The machine around the daemon: systemd's notifications and watchdog, the log, facts about the hardware."""

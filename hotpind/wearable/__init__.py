@@ -1,0 +1,1 @@
+"""The device's side: the wire protocol, the WebSocket session, picture intake and pacing."""

@@ -1,0 +1,34 @@
+"""Pins that ask, and what every turn must look like to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hotpind.pin.client import Pin
+from hotpind.pin.result import PinTurn
+from tests.appliance.harness import Daemon
+
+LATE_ACK_S = 0.1
+HOLE_S = 0.5
+"""Shorter holes in playback are the benchmark's business: the machine that runs
+the tests may be busy. A pin aborts its recording after 1 s."""
+
+
+def breaches(violations: Iterable[str]) -> list[str]:
+    """Return what the pin complained of, less short holes in playback, which the reports count for themselves."""
+    return [each for each in violations if not each.startswith("The sound stopped")]
+
+
+async def ask_all(daemon: Daemon, name: str, sounds: list[bytes], *, realtime: bool = True) -> list[PinTurn]:
+    """Ask one question after the other as one pin."""
+    async with Pin(daemon.url, name) as pin:
+        return [await pin.ask(sound, realtime=realtime, tail_silence_s=0.4) for sound in sounds]
+
+
+def assert_conforming(turn: PinTurn, *, holes: bool = False) -> None:
+    """Fail on anything that a pin in the field would trip over; ``holes``: the answer may pause."""
+    assert not breaches(turn.violations)
+    assert turn.ack_max_s is None or turn.ack_max_s < LATE_ACK_S
+    if turn.playback is not None:
+        assert holes or not [hole for hole in turn.playback.underruns if hole.duration_s > HOLE_S]
+        assert not turn.playback.dropped_frames

@@ -1,0 +1,183 @@
+"""The cable is pulled and put back: the whole appliance in one network namespace, its cloud in another."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hotpind.chat.key import Secret, store_key
+from hotpind.conversation.prompts import BROKEN_OFF
+from tests.appliance.harness import Daemon
+from tests.appliance.recordings import RATE, cards
+from tests.fakes.groq import ANSWER, KEY
+from tests.lan import WEARABLE_IP, Lan, lan
+from tests.places import TOP
+from tests.systemd.wearer import Wearer
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(300)]
+
+LATE_S, BACK_S, TURN_S = 2.5, 30.0, 60.0
+SLACK_S = 1.5
+"""The requirement is 0.3 s on a machine that does nothing else; that is the benchmark's to show."""
+TURNS = 4
+
+
+class Cloud:
+    """The fake service as a process in the other namespace, told what to do by lines."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        assert process.stdout is not None
+        self.url = f"http://{WEARABLE_IP}:{process.stdout.readline().strip()}"
+
+    def behave(self, **behaviour: Any) -> int:
+        """Set the behaviour; returns how many questions came so far."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(behaviour) + "\n")
+        self._process.stdin.flush()
+        return int(json.loads(self._process.stdout.readline())["questions"])
+
+
+@pytest.fixture
+def network() -> Iterator[Lan]:
+    with lan() as made:
+        yield made
+
+
+@pytest.fixture
+def cloud(network: Lan) -> Iterator[Cloud]:
+    with subprocess.Popen(
+            [*network.prefix("wear"), sys.executable, "-m", "tests.fakes.groq", "--host", WEARABLE_IP],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=TOP) as process:
+        yield Cloud(process)
+
+
+@pytest.fixture
+def daemon(network: Lan, cloud: Cloud, tmp_path: Path) -> Iterator[Daemon]:
+    """An appliance as it comes: its local model is loaded when it is first needed."""
+    store_key(tmp_path / "state", Secret(KEY))
+    # Without a history every local turn is the same work.
+    daemon = Daemon({"CHAT__GROQ__BASE_URL": cloud.url, "CHAT__LOCAL__MAX_TOKENS": "16", "SPEAKING__LEAD_S": "4",
+                     "CHAT__HISTORY_TURNS": "0"},
+                    prefix=network.prefix("appl"), root=tmp_path)
+    yield daemon
+    assert daemon.stop() == 0, daemon.log
+    assert "Traceback" not in daemon.log, daemon.log
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Path:
+    path = tmp_path / "question.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(next(card.pcm for card in cards() if card.text == "seven of clubs"))
+    return path
+
+
+def state(daemon: Daemon) -> str:
+    return str(next(row["state"] for row in daemon.status()["backends"] if row["name"] == "groq"))
+
+
+def until_state(daemon: Daemon, wanted: str, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (now := state(daemon)) != wanted:
+        assert time.monotonic() < end, (now, daemon.log)
+        time.sleep(0.05)
+
+
+def thinking(turn: dict[str, Any]) -> float:
+    """Seconds from the transcript to the first word of an answer."""
+    stages = turn["complete"]["timings"]
+    return float(stages["first_token"] - stages["transcript"])
+
+
+def sound(turn: dict[str, Any]) -> float:
+    """Seconds from the end of speech to the first sound, at the pin."""
+    return float(turn["timings"]["first_audio"])
+
+
+def some(wearer: Wearer, card: Path, count: int = TURNS) -> list[dict[str, Any]]:
+    return [wearer.answer(card, timeout=TURN_S) for _ in range(count)]
+
+
+def backends(turns: list[dict[str, Any]]) -> set[str]:
+    return {turn["complete"]["backend"] for turn in turns}
+
+
+@pytest.mark.parametrize("how", ["interface down", "packets lost"])
+def test_the_cable(network: Lan, cloud: Cloud, daemon: Daemon, card: Path, tmp_path: Path, how: str) -> None:
+    def connect(*, plugged: bool) -> None:
+        if how == "interface down":
+            network.cable("appl", plugged=plugged)
+        else:
+            network.drop(0 if plugged else 100)
+
+    with Wearer(network.prefix("appl"), tmp_path, daemon.url, "on loopback") as wearer:
+        until_state(daemon, "online", 10)
+        assert backends(some(wearer, card)) == {"groq"}
+
+        # A turn is under way, its first words are being spoken, and the line dies.
+        asked = cloud.behave(kind="drip", every=0.4)
+        wearer.ask(card)
+        while cloud.behave(kind="drip", every=0.4) == asked:
+            time.sleep(0.05)
+        time.sleep(3.2)
+        connect(plugged=False)
+        pulled = time.monotonic()
+        broken = wearer.wait("turn", timeout=TURN_S)
+        print(f"{how}: the turn under way ended {time.monotonic() - pulled:.1f} s later: {broken['response']!r}")
+        assert broken["answered"], broken
+        assert not [each for each in broken["violations"] if not each.startswith("The sound stopped")]
+        said = broken["response"].removesuffix(BROKEN_OFF).strip()
+        assert broken["response"] == ANSWER or broken["response"].endswith(BROKEN_OFF)
+        assert ANSWER.startswith(said)
+
+        # The first turn after it, then those that know.
+        cloud.behave(kind="ok")
+        first = wearer.answer(card, timeout=TURN_S)
+        assert first["complete"]["backend"] == "local", first
+        later = some(wearer, card)
+        assert backends(later) == {"local"}
+        assert {turn["complete"]["reason"] for turn in later} <= {"groq is offline", "groq is degraded"}
+        normal = statistics.median(map(thinking, later))
+        print(f"{how}: first word of the first local turn {thinking(first):.2f} s after the transcript "
+              f"({first['complete']['reason']}), of later ones {normal:.3f} s (median), "
+              f"{max(map(thinking, later)):.3f} s (worst); first sound {sound(first):.2f} s after the end of speech, "
+              f"later {statistics.median(map(sound, later)):.2f} s")
+        assert thinking(first) < LATE_S + SLACK_S
+        assert max(map(thinking, later)) < LATE_S, "nobody finds out again what is known"
+
+        # With nothing but a local model it takes as long. (Its key is taken away, the cable still out.)
+        store_key(tmp_path / "state", None)
+        until_state(daemon, "off", 10)
+        alone = some(wearer, card)
+        assert backends(alone) == {"local"}
+        assert {turn["complete"]["reason"] for turn in alone} == {""}
+        extra = normal - statistics.median(map(thinking, alone))
+        print(f"{how}: a local turn with a dead cloud takes {extra * 1000:+.0f} ms (median) longer than without one")
+        assert extra < 0.25
+
+        # The probes find it dead for a while, and then alive.
+        store_key(tmp_path / "state", Secret(KEY))
+        until_state(daemon, "offline", 20)
+        time.sleep(6)
+        connect(plugged=True)
+        back = time.monotonic()
+        while (turn := wearer.answer(card, timeout=TURN_S))["complete"]["backend"] == "local":
+            assert time.monotonic() - back < BACK_S, daemon.log
+            assert thinking(turn) < LATE_S, "no turn waits for a probe"
+        print(f"{how}: the cloud answered again {time.monotonic() - back:.1f} s after the cable was back")
+        assert time.monotonic() - back < BACK_S
+        assert backends(some(wearer, card)) == {"groq"}

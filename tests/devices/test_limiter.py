@@ -1,0 +1,52 @@
+"""Token buckets by address."""
+
+from __future__ import annotations
+
+import pytest
+
+from hotpind.devices.limiter import Rate, RateLimiter
+
+MANY = Rate(burst=1e9, per_second=1e9)
+
+
+def test_a_burst_and_then_the_rate() -> None:
+    limiter = RateLimiter(Rate(burst=3, per_second=0.5), MANY)
+    assert [limiter.take("a", 0) for _ in range(3)] == [0, 0, 0]
+    assert limiter.take("a", 0) == pytest.approx(2)
+    assert limiter.take("a", 1) == pytest.approx(1)
+    assert limiter.take("a", 2) == 0
+    assert limiter.take("a", 2) > 0
+
+
+def test_addresses_do_not_share() -> None:
+    limiter = RateLimiter(Rate(burst=1, per_second=1), MANY)
+    assert limiter.take("a", 0) == 0
+    assert limiter.take("a", 0) > 0
+    assert limiter.take("b", 0) == 0
+
+
+def test_all_together_are_bounded() -> None:
+    limiter = RateLimiter(Rate(burst=1, per_second=1), Rate(burst=5, per_second=1))
+    taken = [limiter.take(f"address-{n}", 0) for n in range(20)]
+    assert taken.count(0) == 5
+
+
+def test_one_address_cannot_empty_the_bucket_for_all() -> None:
+    limiter = RateLimiter(Rate(burst=2, per_second=1), Rate(burst=5, per_second=0.001))
+    for _ in range(1000):
+        limiter.take("flood", 0)
+    assert limiter.take("pin", 0) == 0
+
+
+def test_the_table_is_bounded() -> None:
+    limiter = RateLimiter(Rate(burst=1, per_second=1), MANY, addresses=100)
+    for n in range(10_000):
+        limiter.take(f"address-{n}", n * 1e-6)
+    assert len(limiter) == 100
+
+
+def test_a_clock_that_goes_back_gives_nothing_away() -> None:
+    limiter = RateLimiter(Rate(burst=1, per_second=1), MANY)
+    assert limiter.take("a", 100) == 0
+    assert limiter.take("a", 50) > 0
+    assert limiter.take("a", 50.5) > 0

@@ -1,0 +1,242 @@
+"""The pairing desk: who gets in, when, and who has to wait."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotpind.devices.device import describe
+from hotpind.devices.pairing import (
+    MOST_PENDING,
+    MOST_PENDING_PER_ADDRESS,
+    PENDING_SECONDS,
+    REPEAT_SECONDS,
+    Ask,
+    Outcome,
+    PairingDesk,
+)
+from hotpind.errors import DeviceError
+
+HOME, AWAY = "198.51.100.20", "198.51.100.66"
+
+
+def make_desk() -> PairingDesk:
+    numbers = count()
+    return PairingDesk(lambda: f"nonce-{next(numbers)}")
+
+
+def ask(device: str = "pin-1", *, address: str = HOME, nonce: str = "", attempt: str = "") -> Ask:
+    return Ask(describe(device), address, nonce, attempt)
+
+
+def test_the_first_to_ask_gets_in_and_closes_the_window() -> None:
+    desk = make_desk()
+    desk.open(0, 600)
+    assert desk.ask(ask("pin-1"), 1).outcome is Outcome.GRANTED
+    assert desk.open_for(1) == 0
+    assert desk.ask(ask("pin-2"), 1).outcome is Outcome.PENDING
+
+
+def test_the_window_closes_by_time() -> None:
+    desk = make_desk()
+    desk.open(0, 120)
+    assert desk.open_for(119.9) > 0
+    assert desk.open_for(120) == 0
+    assert desk.ask(ask(), 120).outcome is Outcome.PENDING
+
+
+def test_a_window_of_no_length_is_closed() -> None:
+    desk = make_desk()
+    desk.open(0, 0)
+    assert desk.ask(ask(), 0).outcome is Outcome.PENDING
+
+
+def test_an_approved_device_gets_in_once_with_its_nonce() -> None:
+    desk = make_desk()
+    nonce = desk.ask(ask(), 0).nonce
+    assert desk.ask(ask(nonce=nonce), 3).outcome is Outcome.PENDING
+    assert desk.ask(ask(nonce=nonce), 3).nonce == nonce
+    assert desk.approve("pin-1", 4).device.device_id == "pin-1"
+    assert desk.ask(ask(nonce=nonce), 5).outcome is Outcome.GRANTED
+    assert desk.ask(ask(nonce=nonce), 5).outcome is Outcome.BAD_NONCE
+    assert desk.pending(5) == ()
+
+
+def test_a_stolen_nonce_is_of_no_use_to_another_device() -> None:
+    desk = make_desk()
+    nonce = desk.ask(ask("pin-1"), 0).nonce
+    desk.approve("pin-1", 1)
+    assert desk.ask(ask("thief", address=AWAY, nonce=nonce), 2).outcome is Outcome.BAD_NONCE
+    assert desk.ask(ask("pin-1", nonce=nonce), 3).outcome is Outcome.GRANTED
+
+
+def test_a_guessed_nonce_is_not_good_even_while_the_window_is_open() -> None:
+    desk = make_desk()
+    desk.open(0, 600)
+    assert desk.ask(ask(nonce="guess"), 1).outcome is Outcome.BAD_NONCE
+    assert desk.open_for(1) > 0
+
+
+def test_a_waiting_device_uses_a_window_that_opens() -> None:
+    desk = make_desk()
+    nonce = desk.ask(ask("pin-1"), 0).nonce
+    desk.open(10, 120)
+    assert desk.ask(ask("pin-1", nonce=nonce), 11).outcome is Outcome.GRANTED
+    assert desk.open_for(11) == 0
+
+
+def test_a_denied_device_stays_denied_until_it_is_forgotten() -> None:
+    desk = make_desk()
+    nonce = desk.ask(ask(), 0).nonce
+    desk.deny("pin-1", 1)
+    assert desk.ask(ask(nonce=nonce), 2).outcome is Outcome.DENIED
+    assert desk.ask(ask(), 3).outcome is Outcome.DENIED
+    assert desk.pending(3) == ()
+    assert desk.ask(ask(), 3 + PENDING_SECONDS + 1).outcome is Outcome.PENDING
+
+
+def test_a_restarted_device_takes_the_place_of_its_earlier_request() -> None:
+    desk = make_desk()
+    first = desk.ask(ask(), 0).nonce
+    second = desk.ask(ask(), 1).nonce
+    assert len(desk.pending(1)) == 1
+    assert desk.ask(ask(nonce=first), 2).outcome is Outcome.BAD_NONCE
+    assert desk.ask(ask(nonce=second), 2).outcome is Outcome.PENDING
+
+
+def test_the_same_id_from_elsewhere_waits_apart_and_has_to_be_named() -> None:
+    desk = make_desk()
+    mine = desk.ask(ask("pin-1", address=HOME), 0).nonce
+    theirs = desk.ask(ask("pin-1", address=AWAY), 0).nonce
+    with pytest.raises(DeviceError, match="several requests") as refused:
+        desk.approve("pin-1", 1)
+    assert refused.value.status == 409
+    request = next(each.request for each in desk.pending(1) if each.address == HOME)
+    desk.approve(request, 1)
+    assert desk.ask(ask("pin-1", nonce=mine), 2).outcome is Outcome.GRANTED
+    assert desk.ask(ask("pin-1", address=AWAY, nonce=theirs), 2).outcome is Outcome.PENDING
+
+
+def test_one_address_cannot_fill_the_list() -> None:
+    desk = make_desk()
+    outcomes = [desk.ask(ask(f"flood-{n}", address=AWAY), 0).outcome for n in range(50)]
+    assert outcomes.count(Outcome.PENDING) == MOST_PENDING_PER_ADDRESS
+    assert desk.ask(ask("pin-1", address=HOME), 0).outcome is Outcome.PENDING
+
+
+def test_the_list_is_bounded_and_empties_with_time() -> None:
+    desk = make_desk()
+    for n in range(100):
+        desk.ask(ask(f"flood-{n}", address=f"198.51.100.{n}"), 0)
+    assert len(desk.pending(0)) == MOST_PENDING
+    assert desk.ask(ask("pin-1"), 1).outcome is Outcome.FULL
+    assert desk.ask(ask("pin-1"), PENDING_SECONDS + 1).outcome is Outcome.PENDING
+    desk.open(PENDING_SECONDS + 1, 120)
+    assert desk.ask(ask("pin-2"), PENDING_SECONDS + 2).outcome is Outcome.GRANTED
+
+
+def test_unknown_requests_cannot_be_decided() -> None:
+    desk = make_desk()
+    with pytest.raises(DeviceError, match="no request") as refused:
+        desk.approve("nobody", 0)
+    assert refused.value.status == 404
+    desk.ask(ask(), 0)
+    desk.approve("pin-1", 0)
+    with pytest.raises(DeviceError, match="no request"):
+        desk.deny("pin-1", 0)
+
+
+def test_a_lost_answer_is_given_again_to_who_has_the_attempt() -> None:
+    desk = make_desk()
+    desk.open(0, 600)
+    assert desk.ask(ask(attempt="a" * 32), 0).outcome is Outcome.GRANTED
+    assert desk.ask(ask(attempt="a" * 32), 5).outcome is Outcome.GRANTED
+
+
+@pytest.mark.parametrize("again", [
+    ask(), ask(attempt="b" * 32), ask(attempt="a" * 32, address=AWAY), ask("pin-2", attempt="a" * 32)])
+def test_a_lost_answer_is_given_again_to_nobody_else(again: Ask) -> None:
+    desk = make_desk()
+    desk.open(0, 600)
+    desk.ask(ask(attempt="a" * 32), 0)
+    assert desk.ask(again, 5).outcome is Outcome.PENDING
+
+
+def test_an_answer_that_arrived_is_not_given_again() -> None:
+    desk = make_desk()
+    desk.open(0, 600)
+    desk.ask(ask(attempt="a" * 32), 0)
+    desk.used("pin-1")
+    assert desk.ask(ask(attempt="a" * 32), 5).outcome is Outcome.PENDING
+
+
+def test_an_answer_is_not_given_again_later() -> None:
+    desk = make_desk()
+    desk.open(0, 600)
+    desk.ask(ask(attempt="a" * 32), 0)
+    assert desk.ask(ask(attempt="a" * 32), REPEAT_SECONDS + 1).outcome is Outcome.PENDING
+
+
+def test_without_an_attempt_nothing_is_given_twice() -> None:
+    desk = make_desk()
+    desk.open(0, 600)
+    desk.ask(ask(), 0)
+    assert desk.ask(ask(), 1).outcome is Outcome.PENDING
+
+
+def test_a_grant_that_could_not_be_stored_opens_the_window_again() -> None:
+    desk = make_desk()
+    desk.open(0, 600)
+    first = ask(attempt="a" * 32)
+    desk.ask(first, 10)
+    desk.failed(first, 11, 590)
+    assert desk.open_for(11) == 590
+    assert desk.ask(ask("pin-2"), 12).outcome is Outcome.GRANTED
+
+
+def test_a_request_does_not_show_its_nonce() -> None:
+    desk = make_desk()
+    nonce = desk.ask(ask(), 0).nonce
+    assert nonce not in repr(desk.pending(0))
+
+
+STEPS = st.lists(st.tuples(
+    st.sampled_from(["ask", "poll", "open", "close", "approve", "deny"]),
+    st.sampled_from(["pin-1", "pin-2", "pin-3"]), st.floats(0, 400)), max_size=60)
+
+
+@given(STEPS)
+def test_whatever_happens_nobody_gets_in_uninvited(steps: list[tuple[str, str, float]]) -> None:
+    """Every grant is paid for by an opening of the window or an approval of that device, and each pays once."""
+    desk, now, windows, approvals = make_desk(), 0.0, 0, dict.fromkeys(["pin-1", "pin-2", "pin-3"], 0)
+    nonces: dict[str, str] = {}
+    for action, device, pause in steps:
+        now += pause
+        if action in {"ask", "poll"}:
+            answer = desk.ask(ask(device, nonce=nonces.get(device, "") if action == "poll" else ""), now)
+            if answer.outcome is Outcome.PENDING:
+                nonces[device] = answer.nonce
+            if answer.outcome is Outcome.GRANTED:
+                if approvals[device] and action == "poll":
+                    approvals[device] -= 1
+                else:
+                    assert windows == 1
+                    windows = 0
+            assert len(desk.pending(now)) <= MOST_PENDING
+        elif action == "open":
+            desk.open(now, 500)
+            windows = 1
+        elif action == "close":
+            desk.close()
+            windows = 0
+        else:
+            try:
+                (desk.approve if action == "approve" else desk.deny)(device, now)
+            except DeviceError:
+                continue
+            approvals[device] += action == "approve"
+        if desk.open_for(now) == 0:
+            windows = 0

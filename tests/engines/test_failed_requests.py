@@ -1,0 +1,126 @@
+"""A binding that raises: the client is told at once, in a sentence without what was said, and the engine goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from piper import PiperVoice, SynthesisConfig
+from wyoming.info import Info
+
+from hotpind.engines.child import EngineHandler, serve_wyoming
+from hotpind.engines.piper import PiperHandler
+from hotpind.engines.recognizer import Audio, Decode
+from hotpind.engines.whisper import WhisperHandler
+from hotpind.errors import EngineBroke
+from hotpind.speech.endpoint import RemoteEndpoint
+from hotpind.speech.stt import Transcriber
+from hotpind.speech.tts import Synthesizer
+
+SECRET = "the wearer's words"
+SECOND = bytes(2 * 16_000)
+Serve = Callable[[Callable[..., EngineHandler]], Awaitable[RemoteEndpoint]]
+
+
+class Breaks:
+    """A recogniser that fails when it is given two seconds."""
+
+    def decode(self, audio: Audio, *, audio_ctx: int, max_tokens: int, cancelled: Callable[[], bool]) -> Decode:
+        if len(audio) > 24_000:
+            raise RuntimeError(SECRET)
+        return Decode("fine", -0.1)
+
+
+class BreaksOff:
+    """A voice that fails at every other sentence."""
+
+    config = SimpleNamespace(sample_rate=16_000)
+
+    def synthesize(self, text: str, style: SynthesisConfig) -> Iterator[SimpleNamespace]:
+        for sentence in text.split("."):
+            if sentence == "break":
+                raise RuntimeError(SECRET)
+            yield SimpleNamespace(audio_int16_bytes=SECOND)
+
+
+@pytest.fixture
+async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
+    servers: list[asyncio.Task[None]] = []
+
+    async def serve(factory: Callable[..., EngineHandler]) -> RemoteEndpoint:
+        socket = tmp_path / "engine.sock"
+        servers.append(asyncio.create_task(serve_wyoming(socket, factory)))
+        async with asyncio.timeout(5):
+            while not socket.exists():
+                await asyncio.sleep(0.01)
+        return RemoteEndpoint("test", f"unix://{socket}")
+
+    yield serve
+    for server in servers:
+        server.cancel()
+    await asyncio.gather(*servers, return_exceptions=True)
+
+
+@pytest.fixture
+def worker() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as worker:
+        yield worker
+
+
+async def test_a_failed_decode_is_told_at_once(
+        serve: Serve, worker: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> None:
+    endpoint = await serve(partial(WhisperHandler, Breaks(), worker, Info()))
+    transcriber = Transcriber(endpoint, language="en", deadline_s=30)
+    async with asyncio.timeout(5):
+        with pytest.raises(EngineBroke, match=r"failed inside the engine \(RuntimeError at test_failed_requests\.py"):
+            await transcriber.transcribe(2 * SECOND)
+        assert await transcriber.transcribe(SECOND) == "fine"
+    assert SECRET not in caplog.text
+
+
+async def collect(audio: AsyncIterable[bytes], into: bytearray) -> None:
+    async for pcm in audio:
+        into += pcm
+
+
+async def test_a_failed_synthesis_is_told_at_once(
+        serve: Serve, worker: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> None:
+    voice = cast(PiperVoice, BreaksOff())
+    endpoint = await serve(partial(PiperHandler, voice, SynthesisConfig(), worker, Info()))
+    synthesizer = Synthesizer(endpoint, deadline_s=30)
+    heard = bytearray()
+    async with asyncio.timeout(5):
+        with pytest.raises(EngineBroke, match="RuntimeError"):
+            await collect(synthesizer.speak("fine.break"), heard)
+        assert heard == SECOND, "what was ready before is not lost"
+        assert await synthesizer.whole("fine") == SECOND
+    assert SECRET not in caplog.text
+
+
+async def test_a_client_that_leaves_costs_nothing(
+        serve: Serve, worker: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Waits(Breaks):
+        def decode(self, audio: Audio, *, audio_ctx: int, max_tokens: int, cancelled: Callable[[], bool]) -> Decode:
+            begun.set()
+            go_on.wait(10)
+            return super().decode(audio, audio_ctx=audio_ctx, max_tokens=max_tokens, cancelled=cancelled)
+
+    endpoint = await serve(partial(WhisperHandler, Waits(), worker, Info()))
+    transcriber = Transcriber(endpoint, language="en", deadline_s=30)
+    leaving = asyncio.create_task(transcriber.transcribe(2 * SECOND))
+    await asyncio.to_thread(begun.wait, 10)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    go_on.set()
+    async with asyncio.timeout(5):
+        assert await transcriber.transcribe(SECOND) == "fine"
+    assert "failed" not in caplog.text

@@ -1,0 +1,124 @@
+"""`hotpinctl` as a pin on a real LAN of namespaces: nothing typed, nothing lost when the appliance moves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty, Queue
+
+import numpy as np
+import pytest
+
+from tests.lan import APPLIANCE_IP, Lan
+from tests.lan import lan as make_lan
+from tests.wav import write_wav
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+
+OTHER_IP = "198.51.100.77"
+
+
+@pytest.fixture
+def lan() -> Iterator[Lan]:
+    with make_lan() as made:
+        yield made
+
+
+class Process:
+    """A process whose lines are read as they come."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._lines: Queue[str] = Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line.strip())
+
+    def line(self, seconds: float) -> str:
+        """Return the next line."""
+        try:
+            return self._lines.get(timeout=seconds)
+        except Empty:
+            raise AssertionError(f"no line within {seconds} s") from None
+
+
+@pytest.fixture
+def appliance(lan: Lan, tmp_path: Path) -> Process:
+    made = Process(lan.start("appl", [sys.executable, "-m", "tests.pin.lan_appliance", str(tmp_path / "appliance")]))
+    assert made.line(10) == "ready"
+    return made
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_STATE_HOME": str(tmp_path / "pin"), "HOTPIN_PATHS__RUNTIME": str(tmp_path / "run")}
+
+
+@pytest.fixture
+def question(tmp_path: Path) -> Path:
+    path = tmp_path / "question.wav"
+    path.write_bytes(write_wav(np.zeros(4000, np.int16), 16000))
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    """A command line of the two commands under test, without waiting for all the others to be imported."""
+    program = ("import typer; from hotpind.cli import ask, simulate; app = typer.Typer(); "
+               "ask.register(app); simulate.register(app); app()")
+    return [sys.executable, "-c", program, *[str(each) for each in arguments]]
+
+
+def ask(lan: Lan, question: Path, environment: dict[str, str]) -> tuple[float, subprocess.CompletedProcess[str]]:
+    began = time.monotonic()
+    result = subprocess.run([*lan.prefix("wear"), *command("ask", "--wav", question, "--fast")], env=environment,
+                            capture_output=True, text=True, timeout=60, check=False)
+    return time.monotonic() - began, result
+
+
+def move(lan: Lan) -> None:
+    lan.remove_address("appl", APPLIANCE_IP)
+    lan.add_address("appl", OTHER_IP)
+
+
+def test_found_paired_and_answered_with_nothing_typed(lan: Lan, appliance: Process, question: Path,
+                                                      environment: dict[str, str]) -> None:
+    took, first = ask(lan, question, environment)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.splitlines() == [f"Found Hotpin Test at http://{APPLIANCE_IP}:8000/.", "Pairing.",
+                                         "Paired with Hotpin Test."]
+    assert took < 8
+    _, second = ask(lan, question, environment)
+    assert (second.returncode, second.stderr) == (0, "")
+    move(lan)
+    took, third = ask(lan, question, environment)
+    assert third.returncode == 0, third.stderr
+    assert f"Found Hotpin Test at http://{OTHER_IP}:8000/." in third.stderr
+    assert "Pairing." not in third.stderr
+    assert took < 8
+
+
+def test_a_connected_pin_follows_its_appliance_within_5_s(lan: Lan, appliance: Process, question: Path,
+                                                         environment: dict[str, str]) -> None:
+    pin = lan.start("wear", command("simulate", "--count", 1, "--turns", 7, "--wav", question, "--fast", "--pause", 1,
+                                    "--spread", 0, "--json"), env=environment)
+    appliance.line(15)
+    time.sleep(3)
+    move(lan)
+    moved = time.monotonic()
+    appliance.line(20)
+    took = time.monotonic() - moved
+    print(f"reconnected {took:.2f} s after the address changed")
+    assert took < 5
+    output, _ = pin.communicate(timeout=60)
+    sums = json.loads(output)
+    assert sums["reconnects"] == 1
+    assert sums["answered"] >= 6, "at most the question of the moment is lost"

@@ -1,0 +1,141 @@
+"""Single steps of scripts/lib.sh, each where it is hard to meet by setting a whole tree up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.places import TOP
+
+as_root_only = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+ANYBODY = "nobody"
+HOLD = """
+import fcntl, sys, time
+with open(sys.argv[1], "w") as lock:
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def open_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that other users reach, unlike pytest's own."""
+    folder = Path("/tmp") / f"hotpin-test-{os.getpid()}"
+    folder.mkdir()
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def bash(script: str, *, top: Path = TOP, user: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run lines after sourcing lib.sh as the scripts do."""
+    command = ["bash", "-euo", "pipefail", "-c", f"source {top}/scripts/lib.sh\n{script}"]
+    if user:
+        command = ["runuser", "-u", user, "--", *command]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "HOME": "/root" if not user else "/nonexistent", **environ})
+
+
+@as_root_only
+@pytest.mark.parametrize(("sudo", "works"), [
+    # Cloud images and Raspberry Pi OS: no password is asked for, and there is none that could be given.
+    ('[ "$1" = -n ] && shift && "$@"', True),
+    # A password was given a moment ago, or is given now.
+    ('[ "$1" = -v ] && touch FOLDER/known && exit; [ -e FOLDER/known ] && shift && "$@"', True),
+    ("false", False)])
+def test_whoever_may_use_sudo_gets_the_packages(open_folder: Path, sudo: str, works: bool) -> None:
+    for name, text in {"sudo": sudo.replace("FOLDER", str(open_folder)), "apt-get": f'echo "$*" >>{open_folder}/apt',
+                       "apt-cache": "true", "dpkg": "true"}.items():
+        program = open_folder / name
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+    open_folder.chmod(0o777)
+    done = bash(f'WORK={open_folder}/work; need_packages "hotpin-no-such-package|is needed by this test"', user=ANYBODY,
+                PATH=f"{open_folder}:{os.environ['PATH']}")
+    assert "hotpin-no-such-package: is needed by this test" in done.stdout
+    assert (done.returncode == 0) is works, done.stdout + done.stderr
+    if works:
+        assert "hotpin-no-such-package" in (open_folder / "apt").read_text()
+    else:
+        assert "sudo refused" in done.stderr
+
+
+def test_an_interrupted_installation_is_finished_when_the_one_before_has_let_go(tmp_path: Path) -> None:
+    """The real dpkg, on a database of its own."""
+    for name in ("status", "available", "lock-frontend", "lock"):
+        (tmp_path / name).touch()
+    for name in ("updates", "info", "triggers"):
+        (tmp_path / name).mkdir()
+    configure = f"env LC_ALL=C dpkg --admindir={tmp_path} --configure -a"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lock-frontend"), "4"], text=True,
+                          stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert "lock" in bash(configure).stderr, "dpkg itself does not wait"
+        began = time.monotonic()
+        done = bash(f"when_unlocked {configure}")
+        took = time.monotonic() - began
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert took > 1
+    # Any other failure is one at once.
+    failed = bash("when_unlocked sh -c 'echo broken; exit 3' || exit $?")
+    assert (failed.returncode, "broken" in failed.stdout) == (3, True)
+
+
+def test_llama_built_with_other_options_is_another_wheel() -> None:
+    def wheels(options: str) -> str:
+        return bash('echo "$WHEELS"', XDG_CACHE_HOME="/x", CMAKE_ARGS=options).stdout.strip()
+
+    plain = wheels("")
+    cuda = wheels("-DGGML_CUDA=on")
+    assert plain == "/x/hotpin/wheels"
+    assert len({plain, cuda, wheels("-DGGML_VULKAN=on")}) == 3
+    assert cuda == wheels("-DGGML_CUDA=on")
+
+
+@as_root_only
+def test_what_sudo_runs_in_somebodys_clone_is_done_as_them(open_folder: Path) -> None:
+    (open_folder / "scripts").mkdir()
+    shutil.copy(TOP / "scripts/lib.sh", open_folder / "scripts/lib.sh")
+    ask = """as_owner sh -c 'echo "$(id -un) $HOME $CMAKE_ARGS"'"""
+
+    def said(sudo_user: str) -> str:
+        done = bash(ask, top=open_folder, SUDO_USER=sudo_user, CMAKE_ARGS="-DX=on")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert said(ANYBODY) == "root /root -DX=on", "root's own clone, used by somebody with sudo"
+    shutil.chown(open_folder, ANYBODY)
+    assert said(ANYBODY) == f"{ANYBODY} /nonexistent -DX=on"
+    assert said("") == "root /root -DX=on"
+    assert said("root") == "root /root -DX=on"
+
+
+@pytest.mark.slow
+@pytest.mark.models
+@as_root_only
+def test_another_users_package_begins_with_building_llama_for_them(tmp_path: Path) -> None:
+    """The environment is complete, and nothing is in this user's cache: as for root after somebody's scripts/run."""
+    with subprocess.Popen([TOP / "scripts/build-deb.sh", "--output", tmp_path], stdin=subprocess.DEVNULL, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                          env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "CMAKE_ARGS": ""}) as process:
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if "llama.cpp is built once" in line:
+                break
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+    assert "llama.cpp is built once" in said, said
+    assert process.returncode == 130, said + rest

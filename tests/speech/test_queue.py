@@ -1,0 +1,91 @@
+"""Who goes first when several wait for the same ears, and addresses that are none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from hotpind.errors import EngineUnavailable
+from hotpind.speech.endpoint import RemoteEndpoint, Ticket, Turnstile
+from hotpind.speech.listener import Listener
+from hotpind.speech.stt import Transcriber
+from tests.appliance.recordings import cards
+from tests.fakes.wyoming import FakeSpeech
+from tests.waiting import until
+
+PAUSE = bytes(2 * 16_000)
+
+
+async def pass_through(turnstile: Turnstile, ticket: Ticket, name: str, passed: list[str]) -> None:
+    async with turnstile.passage(ticket):
+        passed.append(name)
+
+
+async def test_the_most_urgent_goes_first_and_a_ticket_may_become_more_urgent_while_it_waits() -> None:
+    turnstile, passed = Turnstile(1), list[str]()
+    tickets = {name: Ticket(urgency) for name, urgency in (("a", 1), ("b", 1), ("c", 1), ("d", 0.5), ("e", 1))}
+    async with turnstile.passage(Ticket(0)):
+        waiting = {name: asyncio.create_task(pass_through(turnstile, ticket, name, passed))
+                   for name, ticket in tickets.items()}
+        await until(lambda: turnstile.waiting == len(tickets))
+        tickets["c"].urgency = 0
+        waiting["b"].cancel()
+    await asyncio.gather(*waiting.values(), return_exceptions=True)
+    assert passed == ["c", "d", "a", "e"]
+    assert not turnstile.in_use
+    assert not turnstile.waiting
+
+
+async def test_a_request_that_is_called_and_cancelled_at_once_passes_its_place_on() -> None:
+    turnstile, passed = Turnstile(1), list[str]()
+    async with turnstile.passage(Ticket(0)):
+        waiting = [asyncio.create_task(pass_through(turnstile, Ticket(1), name, passed)) for name in "ab"]
+        await until(lambda: turnstile.waiting == 2)
+    waiting[0].cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert passed == ["b"]
+    assert not turnstile.in_use
+
+
+@pytest.fixture
+async def ears(tmp_path: Path) -> AsyncIterator[FakeSpeech]:
+    async with FakeSpeech(tmp_path / "ears.sock", held=True) as fake:
+        yield fake
+
+
+async def test_who_let_go_of_the_button_goes_before_those_who_still_talk(ears: FakeSpeech) -> None:
+    transcriber = Transcriber(RemoteEndpoint("speech-to-text", ears.uri), language="en", deadline_s=30)
+    with ThreadPoolExecutor(1) as workers:
+        listeners = []
+        for number, recording in enumerate(cards()[:3]):
+            listener = Listener(transcriber, workers, ahead=True, pause_s=0.16)
+            listeners.append(listener)
+            clip = recording.pcm + PAUSE
+            listener.feed(clip)
+            # Each has been heard to its end, and waits: the first in the engine, the others in the queue.
+            await until(lambda heard=listener, clip=clip, number=number:  # type: ignore[misc]
+                        heard.tracker.position > len(clip) / 2 - 512 and transcriber.queue.waiting == number)
+        await until(lambda: len(ears.heard) >= 1)
+        before = len(ears.heard)
+        third = asyncio.create_task(listeners[2].finish())
+        await asyncio.sleep(0.1)
+        ears.release.release()
+        await until(lambda: len(ears.heard) > before)
+        ears.release.release()
+        async with asyncio.timeout(5):
+            assert await third == str(ears.heard[before])
+        assert not listeners[2].ready_ahead
+        await asyncio.gather(*(each.cancel() for each in listeners))
+    assert not transcriber.queue.in_use
+    assert not transcriber.queue.waiting
+
+
+@pytest.mark.parametrize("uri", ["nas:10300", "tcp://nas", "tcp://a..b:10300"])
+async def test_an_address_that_is_none_is_an_engine_that_is_not_there(uri: str) -> None:
+    transcriber = Transcriber(RemoteEndpoint("speech-to-text", uri), language="en", deadline_s=5)
+    with pytest.raises(EngineUnavailable, match="not an address"):
+        await transcriber.transcribe(bytes(3200))

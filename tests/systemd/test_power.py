@@ -1,0 +1,72 @@
+"""The plug is pulled, again and again: it boots, starts by itself and answers each time, and forgets nobody."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lan import Lan
+from tests.systemd.conftest import QUESTION, URL, MachineMaker, journal, prop, wait_until
+from tests.systemd.machine import Machine
+from tests.systemd.wearer import Wearer
+
+pytestmark = pytest.mark.systemd
+
+CUTS = 20
+SEED = 4
+LONGEST_S = 2.5
+STARTS_WITHIN_S = 30.0
+"""Once systemd says that the machine is up, for which it waits for the service."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_power_cuts_during_turns_and_pairings(boot: MachineMaker, home: Lan, tmp_path: Path) -> None:
+    host = boot(netns=home.namespace_path("appl").name)
+    chance = random.Random(SEED)
+    begun = time.monotonic()
+    starts: list[float] = []
+    paired: list[str] = []
+    for number in range(CUTS + 1):
+        if number == 0:
+            assert host.run("systemctl", "is-enabled", "hotpind").stdout.strip() == "enabled"
+            comes_up_by_itself(host)
+        assert prop(host, "NRestarts") == "0", journal(host)
+        with Wearer(home.prefix("wear"), tmp_path, URL) as pin:
+            pin.wait("connected", timeout=20)
+            assert pin.answer(QUESTION)["violations"] == []
+            # Whoever was told before the plug was pulled that it is paired still is.
+            if paired:
+                with Wearer(home.prefix("wear"), tmp_path, URL, paired[-1]) as back:
+                    back.wait("connected", timeout=10)
+            if number == CUTS:
+                break
+            name = f"esp32-cam-{number:02}"
+            host.run("hotpinctl", "pair", "--no-wait")
+            with Wearer(home.prefix("wear"), tmp_path, URL, name):
+                pin.ask(QUESTION)
+                time.sleep(chance.uniform(0, LONGEST_S))
+                host.power_cut()
+        if "token" in memory(tmp_path, name):
+            paired.append(name)
+        powered = time.monotonic()
+        host.start()
+        comes_up_by_itself(host)
+        starts.append(time.monotonic() - powered)
+    print(f"{CUTS} power cuts in {time.monotonic() - begun:.0f} s; ready {max(starts):.1f} s after power-on at the "
+          f"latest; {len(paired)} pins were paired on the way")
+    assert paired
+
+
+def comes_up_by_itself(host: Machine) -> None:
+    """Wait for the service that nobody started."""
+    wait_until(lambda: prop(host, "ActiveState") == "active", STARTS_WITHIN_S, lambda: journal(host))
+
+
+def memory(folder: Path, name: str) -> str:
+    """What a pin has written down about its appliance."""
+    file = folder / f"{name}.json"
+    return file.read_text() if file.exists() else ""

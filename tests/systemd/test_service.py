@@ -1,0 +1,287 @@
+"""The installed service on a network: it answers, survives being killed and stopped, and writes little."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from hotpind.engines.fleet import NICE
+from tests.lan import WEARABLE_IP
+from tests.systemd.conftest import (
+    QUESTION,
+    URL,
+    Household,
+    Installed,
+    MachineMaker,
+    drop_in,
+    journal,
+    prop,
+    wait_until,
+)
+from tests.systemd.machine import Machine
+
+pytestmark = pytest.mark.systemd
+
+HEARD = "he was not an ill disposed young man"
+BACK_S = 10.0
+WATCHDOG_S = 10.0
+"""What the unit gives the watchdog."""
+
+
+def words(text: str) -> list[str]:
+    return "".join(letter if letter.isalpha() else " " for letter in text.lower()).split()
+
+
+def understood(transcript: str) -> bool:
+    """At most two words of the recording are missing: the smallest model takes "ill" for "old" now and then."""
+    return len(set(words(HEARD)) - set(words(transcript))) <= 2
+
+
+def test_installing_starts_it(installed: Installed) -> None:
+    print(f"apt took {installed.install_s:.1f} s, the first start included")
+    assert installed.state == "active"
+
+
+def test_start_returns_when_it_answers_and_a_person_is_answered_aloud(household: Household, tmp_path: Path) -> None:
+    host, home = household.host, household.home
+    host.run("systemctl", "stop", "hotpind")
+    begun = time.monotonic()
+    host.run("systemctl", "start", "hotpind")
+    took = time.monotonic() - begun
+    health = home.run("wear", [sys.executable, "-c", "import sys, urllib.request; "
+                               f"print(urllib.request.urlopen('{URL}/health', timeout=2).read().decode())"])
+    assert "hotpin" in health.stdout
+    household.pin.wait("connected", timeout=20)
+
+    # hotpinctl pairs as a pin of its own while the window is open for it.
+    host.run("hotpinctl", "pair", "--no-wait")
+    answer = tmp_path / "answer.wav"
+    asked = subprocess.run(
+        [*home.prefix("wear"), "env", f"XDG_STATE_HOME={tmp_path}", f"XDG_CONFIG_HOME={tmp_path}",
+         str(Path(sys.executable).with_name("hotpinctl")), "ask", "--wav", str(QUESTION), "--url", URL,
+         "--out", str(answer), "--json"],
+        capture_output=True, text=True, timeout=90, check=False)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    turn = json.loads(asked.stdout)
+    turn = turn.get("turn", turn)
+    print(f"start {took:.1f} s; first audio {turn['timings']['first_audio']} s after the end of speech")
+    assert understood(turn["transcript"])
+    assert turn["violations"] == []
+    assert answer.stat().st_size > 44 + 22050
+
+
+@pytest.mark.parametrize(("signal", "limit"), [("KILL", BACK_S), ("STOP", WATCHDOG_S + BACK_S)])
+def test_a_daemon_that_dies_or_hangs_comes_back(household: Household, signal: str, limit: float) -> None:
+    host, pin = household.host, household.pin
+    old = prop(host, "MainPID")
+    begun = time.monotonic()
+    host.run("kill", f"-{signal}", old)
+    wait_until(lambda: prop(host, "MainPID") not in {"0", old} and prop(host, "ActiveState") == "active",
+               limit, lambda: journal(host))
+    back = time.monotonic() - begun
+    pin.wait("connected", timeout=limit + 20)
+    reconnected = time.monotonic() - begun
+    assert understood(pin.answer(QUESTION)["transcript"])
+    print(f"{signal}: back after {back:.1f} s, the pin connected again after {reconnected:.1f} s")
+    assert host.run("pgrep", "-fc", "hotpind.engines").stdout.strip() == "3"
+
+
+def test_speaking_goes_before_thinking_before_listening_ahead(household: Household) -> None:
+    host, pin = household.host, household.pin
+    pin.answer(QUESTION)
+    own = int(prop(host, "Nice"))
+    assert own == -5
+    assert nice(host, prop(host, "MainPID")) == own
+    assert {engine: nice(host, host.run("pgrep", "-f", f"hotpind.engines.{engine}").stdout.strip())
+            for engine in NICE} == {engine: own + more for engine, more in NICE.items()}
+    assert NICE["piper"] < NICE["llama"] < NICE["whisper"]
+
+
+def nice(host: Machine, pid: str) -> int:
+    """The nice value of a process's first thread, see proc(5)."""
+    return int(host.run("cat", f"/proc/{pid}/stat").stdout.rpartition(") ")[2].split()[16])
+
+
+def test_an_engine_that_hangs_is_replaced_without_restarting_the_daemon(household: Household) -> None:
+    host, pin = household.host, household.pin
+    daemon = prop(host, "MainPID")
+    for engine in ("whisper", "piper", "llama"):
+        host.run("pkill", "-STOP", "-f", f"hotpind.engines.{engine}")
+        begun = time.monotonic()
+        pin.ask(QUESTION)
+        turn = pin.wait("turn", "failed", timeout=60)
+        took = time.monotonic() - begun
+        assert turn["event"] == "turn", turn
+        assert turn["violations"] == []
+        print(f"{engine} stopped: {'answered' if turn['answered'] else turn['error']} after {took:.1f} s")
+        pin.answer(QUESTION)
+        assert prop(host, "MainPID") == daemon
+    assert prop(host, "NRestarts") == "0"
+
+
+def test_a_turn_writes_one_line_to_the_journal_and_nothing_else(household: Household) -> None:
+    host, pin = household.host, household.pin
+    pin.answer(QUESTION)
+    turns = 5
+    before, entries, _ = written(host)
+    for _ in range(turns):
+        pin.answer(QUESTION)
+    after, entries_after, size = written(host)
+    print(f"written per turn: {(after - before) / turns:.0f} bytes by the service, "
+          f"{(entries_after - entries) / turns:.1f} journal entries of about {size} bytes")
+    # The last-seen time is batched, at most every 10 minutes; that may fall into this one: a few pages.
+    assert after - before <= 64 * 1024
+    assert entries_after - entries == turns
+
+
+def written(host: Machine) -> tuple[int, int, int]:
+    """Bytes that the service's processes have had written to disk, and its journal entries with the last one's size.
+
+    The journal's own count of written bytes says nothing: it maps its file, and the kernel counts half a megabyte
+    for each page that is touched.
+    """
+    service = host.run("cat", "/sys/fs/cgroup/systemd/system.slice/hotpind.service/cgroup.procs", check=False)
+    if service.returncode != 0:
+        service = host.run("cat", "/sys/fs/cgroup/system.slice/hotpind.service/cgroup.procs")
+    lines = host.run("cat", *(f"/proc/{pid}/io" for pid in service.stdout.split())).stdout.splitlines()
+    host.run("journalctl", "--sync")
+    export = host.run("journalctl", "--unit=hotpind", "--output=export", "--no-pager").stdout
+    return (sum(int(line.split()[1]) for line in lines if line.startswith("write_bytes")),
+            export.count("__CURSOR="), len(export.rstrip("\n").split("\n\n")[-1]))
+
+
+def test_the_tools_see_the_service(household: Household) -> None:
+    host, pin = household.host, household.pin
+    turn = pin.answer(QUESTION)["complete"]["turn"]
+    host.run("journalctl", "--sync")
+    logged = host.run("hotpinctl", "logs", "--json").stdout.splitlines()
+    entry = json.loads(logged[-1])
+    assert entry["turn"] == turn
+    assert entry["device"] == "esp32-cam-hotpin-001"
+    assert float(entry["first_audio_ms"]) > 0
+    assert turn in host.run("hotpinctl", "logs").stdout
+
+    found = json.loads(host.run("hotpinctl", "doctor", "--json", check=False).stdout)
+    topics = {finding["topic"]: finding["verdict"] for finding in found}
+    assert topics["service"] == topics["sandbox"] == topics["port"] == topics["settings"] == "fine", found
+    assert not [finding for finding in found if finding["topic"] == "models" and finding["verdict"] != "fine"], found
+
+    said = journal(host) + "".join(logged)
+    for word in words(HEARD)[3:]:
+        assert word not in said.lower().split()
+
+
+KEY = "gsk_0123456789abcdefghijklmnopqrstuvwxyz"
+NEW_KEY = "gsk_zyxwvutsrqponmlkjihgfedcba9876543210"
+CLOUD = """
+import http.server
+class Cloud(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        print(self.headers.get("Authorization"), flush=True)
+        self.send_response(503)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+http.server.HTTPServer(("", 9000), Cloud).serve_forever()
+"""
+
+
+def test_the_key_reaches_the_service_as_a_credential_and_nobody_else(household: Household) -> None:
+    host, home = household.host, household.home
+    cloud = home.start("wear", [sys.executable, "-c", CLOUD])
+    assert cloud.stdout is not None
+    key = host.root / "etc/hotpin/groq_api_key"
+    key.write_text(KEY)
+    drop_in(host, f"Environment=HOTPIN_CHAT__GROQ__BASE_URL=http://{WEARABLE_IP}:9000")
+    try:
+        host.run("systemctl", "restart", "hotpind")
+        assert cloud.stdout.readline().strip() == f"Bearer {KEY}"
+        assert (key.stat().st_mode & 0o777, key.stat().st_uid) == (0o600, 0)
+        assert host.run("runuser", "-u", "hotpin", "--", "cat", "/etc/hotpin/groq_api_key",
+                        check=False).returncode != 0
+        pids = host.run("pgrep", "-f", "hotpind").stdout.split()
+        seen = host.run("cat", *(f"/proc/{pid}/{what}" for pid in pids for what in ("environ", "cmdline"))).stdout
+        assert KEY not in seen + journal(host) + host.run("systemctl", "show", "hotpind").stdout
+        assert host.run("grep", "-r", KEY, "/var/lib/hotpin", "/var/cache/hotpin", "/run/hotpin",
+                        check=False).stdout == ""
+    finally:
+        key.unlink()
+        shutil.rmtree(host.root / "etc/systemd/system/hotpind.service.d")
+        host.run("systemctl", "daemon-reload")
+        home.stop(cloud)
+
+
+def test_the_key_that_was_set_last_is_the_one_after_a_restart(household: Household) -> None:
+    host, home = household.host, household.home
+    cloud = home.start("wear", [sys.executable, "-c", CLOUD])
+    assert cloud.stdout is not None
+    key, stored = host.root / "etc/hotpin/groq_api_key", host.root / "var/lib/hotpin/groq_api_key"
+    key.write_text(KEY)
+    drop_in(host, f"Environment=HOTPIN_CHAT__GROQ__BASE_URL=http://{WEARABLE_IP}:9000")
+    try:
+        host.run("systemctl", "restart", "hotpind")
+        assert cloud.stdout.readline().strip() == f"Bearer {KEY}"
+        host.run("hotpinctl", "key", "set", "--no-check", stdin=f"{NEW_KEY}\n")
+        wait_until_said(cloud.stdout, f"Bearer {NEW_KEY}")
+        host.run("systemctl", "stop", "hotpind")
+        home.stop(cloud)
+        cloud = home.start("wear", [sys.executable, "-c", CLOUD])
+        assert cloud.stdout is not None
+        host.run("systemctl", "start", "hotpind")
+        assert key_status(host) == (0, True, "/etc/hotpin/groq_api_key")
+        assert (key.stat().st_mode & 0o777, key.stat().st_uid) == (0o600, 0)
+        assert cloud.stdout.readline().strip() == f"Bearer {NEW_KEY}"
+
+        host.run("hotpinctl", "key", "remove")
+        assert key_status(host) == (1, False, "")
+        wait_until(lambda: groq(host) == "off", 10)
+        host.run("systemctl", "restart", "hotpind")
+        assert key_status(host) == (1, False, "")
+        assert groq(host) == "off"
+        assert host.run("grep", "-rE", f"{KEY}|{NEW_KEY}", "/etc/hotpin", "/var/lib/hotpin",
+                        check=False).stdout == ""
+    finally:
+        key.unlink(missing_ok=True)
+        stored.unlink(missing_ok=True)
+        shutil.rmtree(host.root / "etc/systemd/system/hotpind.service.d")
+        host.run("systemctl", "daemon-reload")
+        home.stop(cloud)
+
+
+def wait_until_said(lines: IO[str], line: str) -> None:
+    """Read what was written before to a line; a key is tried within seconds, and the test has a time limit."""
+    for said in lines:
+        if said.strip() == line:
+            return
+    raise AssertionError(f"{line} was never said")
+
+
+def key_status(host: Machine) -> tuple[int, bool, str]:
+    """Exit status of `hotpinctl key status`, whether it sees a key, and where."""
+    done = host.run("hotpinctl", "key", "status", "--json", check=False)
+    shown = json.loads(done.stdout)
+    return done.returncode, shown["key"], shown["source"]
+
+
+def groq(host: Machine) -> str:
+    """What the running appliance makes of the cloud."""
+    rows = json.loads(host.run("hotpinctl", "status", "--json").stdout)["backends"]
+    return str(next(row["state"] for row in rows if row["name"] == "groq"))
+
+
+def test_nothing_of_the_host_is_needed_to_answer_on_loopback(boot: MachineMaker) -> None:
+    """No network at all: the service starts, and answers whoever is on the machine."""
+    host = boot()
+    host.run("systemctl", "start", "hotpind")
+    pull = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8000/health').read().decode())"
+    assert "hotpin" in host.run("python3", "-c", pull).stdout
+    host.run("hotpinctl", "say", "Good morning", "--out", "/tmp/said.wav")
+    heard = host.run("hotpinctl", "transcribe", "/tmp/said.wav").stdout
+    assert words(heard) == ["good", "morning"]

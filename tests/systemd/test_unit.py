@@ -1,0 +1,60 @@
+"""The unit file, as systemd in the booted machine sees it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.systemd.conftest import MachineMaker
+
+pytestmark = pytest.mark.systemd
+
+WORST_EXPOSURE = 1.5
+
+
+def test_verify_is_silent_and_the_sandbox_is_tight(boot: MachineMaker) -> None:
+    host = boot()
+    verified = host.run("systemd-analyze", "verify", "hotpind.service")
+    assert verified.stdout + verified.stderr == ""
+    text = host.run("systemd-analyze", "security", "--no-pager", "hotpind.service").stdout
+    match = re.search(r"Overall exposure level for hotpind.service: ([0-9.]+)", text)
+    assert match is not None, text
+    print(f"exposure {match[1]}")
+    assert float(match[1]) <= WORST_EXPOSURE
+
+
+WRITER = """
+import logging, os, sys
+from hotpind.system.logs import Log, fields
+settings = Log("info")
+log = logging.getLogger("hotpind.conversation")
+log.warning("turn %s", "ended", extra=fields(turn="4f2a", device="kitchen", stage="turn", first_audio_ms=480))
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("broke")
+os.write(2, b"from an engine\\n")
+settings.close()
+"""
+
+
+def test_messages_in_the_journal_have_fields_and_come_once(boot: MachineMaker) -> None:
+    host = boot()
+    host.run("systemd-run", "--wait", "--unit=writer", "--quiet", "/opt/hotpind/venv/bin/python", "-c", WRITER)
+    host.run("journalctl", "--sync")
+    lines = host.run("journalctl", "--unit=writer", "--output=json", "--no-pager").stdout.splitlines()
+    entries = [json.loads(line) for line in lines]
+    # systemd's own messages about the unit have no such identifier.
+    ours = [entry for entry in entries if entry.get("SYSLOG_IDENTIFIER") in {"hotpind", "python"}]
+    # An engine's output takes another way into the journal than the messages, so it may come earlier or later.
+    assert [entry["MESSAGE"].splitlines()[0] for entry in ours if entry["_TRANSPORT"] == "stdout"] == ["from an engine"]
+    ended, broke = (entry for entry in ours if entry["_TRANSPORT"] == "journal")
+    assert (ended["MESSAGE"], broke["MESSAGE"].splitlines()[0]) == ("turn ended", "broke")
+    assert (ended["PRIORITY"], broke["PRIORITY"]) == ("4", "3")
+    assert {name: value for name, value in ended.items() if name.startswith("HOTPIN_")} == {
+        "HOTPIN_TURN": "4f2a", "HOTPIN_DEVICE": "kitchen", "HOTPIN_STAGE": "turn", "HOTPIN_FIRST_AUDIO_MS": "480"}
+    assert ended["LOGGER"] == "hotpind.conversation"
+    assert "ZeroDivisionError" in broke["MESSAGE"]
+    assert "CODE_ARGS" not in ended
