@@ -198,6 +198,7 @@ class Appliance:
             self.chain, self.local, lambda: self.status.cloud == "online").expect
         self.assistant.on_turn += [self.status.turn, self.metrics.turn, log_turn]
         self.registry.on_token_ended(self._end_connection)
+        self.registry.connected = lambda: list(self.hub.sessions)
         self.metrics.watch(
             devices=lambda: len(self.hub.sessions), turns_running=lambda: self.assistant.turns_running,
             queues={"stt": lambda: self.transcriber.queue.waiting, "llm": lambda: self.chain.waiting,
