@@ -102,7 +102,8 @@ def pair(ctx: typer.Context,
     data = ask_daemon(ctx, "POST", "/api/v1/pairing", {"minutes": minutes})
     if not as_json:
         typer.echo(f"The next device that asks within {minutes:g} minutes is let in. Switch it on now.")
-    while wait and data["open"] and not data["paired"]:
+    # A window closes before the token of the device that it let in is on disk.
+    while wait and (data["open"] or data["granting"]) and not data["paired"]:
         time.sleep(WATCH_SECONDS)
         data = ask_daemon(ctx, "GET", "/api/v1/pairing")
     if as_json:

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
+
+_INTERFACE_BITS = 64
+
+
+def network_of(address: str) -> str:
+    """Return what counts as one client: an IPv4 address, or the /64 network of an IPv6 one.
+
+    A single machine can take any of the 2^64 addresses of its network. Other text is returned as it is.
+    """
+    try:
+        parsed = ipaddress.IPv6Address(address)
+    except ValueError:
+        return address
+    scope = f"%{parsed.scope_id}" if parsed.scope_id else ""
+    return f"{ipaddress.IPv6Address(int(parsed) >> _INTERFACE_BITS << _INTERFACE_BITS)}/64{scope}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +46,7 @@ class _Bucket:
 
 
 class RateLimiter:
-    """A bucket for each address and one for all together.
+    """A bucket for each address (of IPv6, for each /64) and one for all together.
 
     The table forgets the address that asked longest ago when it is full; whoever cycles through addresses to
     exploit that still meets the bucket for all.
@@ -48,8 +64,9 @@ class RateLimiter:
 
         A request that has to wait takes nothing from the bucket for all, so one address cannot empty it.
         """
-        bucket = self._buckets.pop(address, None) or _Bucket(self._each.burst, now)
-        self._buckets[address] = bucket
+        network = network_of(address)
+        bucket = self._buckets.pop(network, None) or _Bucket(self._each.burst, now)
+        self._buckets[network] = bucket
         while len(self._buckets) > self._most:
             self._buckets.popitem(last=False)
         return bucket.take(self._each, now) or self._all.take(self._together, now)

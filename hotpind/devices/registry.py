@@ -12,7 +12,7 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,8 @@ DATABASE_NAME = "devices.sqlite3"
 MOST_DEVICES = 1000
 SEEN_INTERVAL = 600.0
 """Seconds between writes of when devices were last seen; it spares SD cards and nobody needs it sharper."""
+LOOK_INTERVAL = 60.0
+"""Seconds between looks at which devices are connected: so sharp is the time of a device that left."""
 WRITE_DEADLINE = 10.0
 """Seconds a change may take; an SD card that is dying takes longer, and the request must not hang with it."""
 
@@ -60,6 +62,8 @@ class DeviceRegistry:
         self._seen: dict[str, float] = {}
         self._unwritten: set[str] = set()
         self._listeners: list[Callable[[str], None]] = []
+        self.connected: Callable[[], Iterable[str]] = tuple
+        """Gives the ids that are connected now: a device may stay for days after it showed its token."""
         self._writer = asyncio.create_task(self._write_seen(), name="devices: last seen")
         self.notices = database.notices
         """Sentences for the status: what had to be set aside when the registry was opened."""
@@ -88,6 +92,7 @@ class DeviceRegistry:
 
     async def close(self) -> None:
         """Write what is outstanding and close the file."""
+        self._see_connected()
         self._writer.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._writer
@@ -106,6 +111,11 @@ class DeviceRegistry:
     def ever_paired(self) -> bool:
         """Whether the appliance has, or once had, a device; true as well after a database was set aside."""
         return self._view.ever_paired
+
+    @property
+    def ids(self) -> Collection[str]:
+        """The ids of all devices."""
+        return self._view.devices.keys()
 
     def authenticate(self, token: str) -> Device | None:
         """Return the device whose token this is. Costs no disk access."""
@@ -204,12 +214,21 @@ class DeviceRegistry:
                              "check the space and health of the disk with the state directory") from None
 
     async def _write_seen(self) -> None:
+        written = self._loop.time()
         while True:
-            await asyncio.sleep(SEEN_INTERVAL)
+            await asyncio.sleep(min(LOOK_INTERVAL, SEEN_INTERVAL))
+            self._see_connected()
+            if self._loop.time() - written < SEEN_INTERVAL:
+                continue
+            written = self._loop.time()
             try:
                 await self._flush_seen()
             except StateError as error:
                 _LOGGER.warning("%s", error)
+
+    def _see_connected(self) -> None:
+        for device_id in self.connected():
+            self.seen(device_id)
 
     async def _flush_seen(self) -> None:
         times = {device_id: self._seen[device_id] for device_id in self._unwritten}

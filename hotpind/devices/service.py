@@ -6,17 +6,25 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from hotpind.devices.pairing import Answer, Ask, Outcome, PairingDesk, Pending
+from hotpind.devices.device import Description
+from hotpind.devices.limiter import Rate, RateLimiter
+from hotpind.devices.pairing import Ask, Grant, Outcome, PairingDesk, Pending
 from hotpind.devices.registry import DeviceRegistry
 from hotpind.errors import HotpinError
 
 DEFAULT_MINUTES = 2.0
 MOST_MINUTES = 60.0
 
+_LOG_EACH = Rate(burst=1, per_second=1 / 600)
+"""A request is told of once; a device that forgets its nonce asks anew every few seconds."""
+_LOG_ALL = Rate(burst=20, per_second=0.1)
+
 _LOGGER = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +55,13 @@ class PairingService:
         self._listeners: list[Callable[[bool], None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._was_open = False
+        self._opened_by_itself = not registry.ever_paired
+        self._logged = RateLimiter(_LOG_EACH, _LOG_ALL)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._granting: set[Grant] = set()
         self.paired_in_window: str | None = None
-        """Id of the device that got in since the window was last opened."""
-        if not registry.ever_paired:
+        """Id of the device that the window let in since it was last opened."""
+        if self._opened_by_itself:
             self._desk.open(clock(), first_window_minutes * 60)
             if self.open_for() > 0:
                 _LOGGER.info("No device is paired yet: the first one to ask within %g minutes gets in",
@@ -57,7 +69,7 @@ class PairingService:
         self._follow_window()
 
     def close(self) -> None:
-        """Stop watching the window."""
+        """Stop watching the window. What is being written is finished by the registry, whose `close` waits for it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -75,10 +87,16 @@ class PairingService:
         """Seconds for which the window stays open; 0.0 when it is closed."""
         return self._desk.open_for(self._clock())
 
+    @property
+    def is_granting(self) -> bool:
+        """Whether the window is closed for a device whose token is being written just now."""
+        return any(grant.window is not None for grant in self._granting)
+
     def open_window(self, minutes: float = DEFAULT_MINUTES) -> None:
         """Let the next device in that asks within ``minutes``."""
         self._desk.open(self._clock(), minutes * 60)
         self.paired_in_window = None
+        self._opened_by_itself = False
         _LOGGER.info("The pairing window is open for %g minutes", minutes)
         self._follow_window()
 
@@ -90,27 +108,38 @@ class PairingService:
     async def ask(self, ask: Ask) -> PairingAnswer:
         """Answer a device; when it is granted its token is on disk already.
 
-        Raises `StateError` when the token cannot be stored (the window opens again) and `DeviceError` when
-        there are too many devices.
+        Raises `StateError` when the token cannot be stored (the window opens again, an approval holds on) and
+        `DeviceError` when there are too many devices.
         """
-        left = self.open_for()
-        answer: Answer = self._desk.ask(ask, self._clock())
-        if answer.outcome is not Outcome.GRANTED:
+        answer = self._desk.ask(ask, self._clock())
+        grant = answer.grant
+        if grant is None:
             if answer.outcome is Outcome.PENDING and not ask.nonce:
-                _LOGGER.info("%s asks to be paired from %s; `hotpinctl devices approve %s` lets it in",
-                             ask.device.device_id, ask.address, ask.device.device_id)
+                self._tell_of(ask)
             return PairingAnswer(answer.outcome, answer.nonce)
+        self._granting.add(grant)
         self._follow_window()
         try:
-            token = await self._registry.add(ask.device)
-        except (HotpinError, asyncio.CancelledError):
-            # Cancelled means that the device hung up before its answer: without its token it has to ask again.
-            self._desk.failed(ask, self._clock(), left)
-            self._follow_window()
+            token = await self._finish(self._carry_out(ask, grant))
+        except asyncio.CancelledError:
+            self._desk.unheard(grant, self._clock())
             raise
-        self.paired_in_window = ask.device.device_id
-        _LOGGER.info("%s (%s) is paired", ask.device.device_id, ask.address)
         return PairingAnswer(Outcome.GRANTED, token=token)
+
+    async def add(self, description: Description, *, named: bool = False) -> str:
+        """Register a device for a person and return its token; raises as `DeviceRegistry.add` does.
+
+        The window that was open because there was no device yet closes: now there is one.
+        """
+        return await self._finish(self._add(description, named=named))
+
+    async def revoke(self, device_id: str) -> None:
+        """Forget a device and its token; raises as `DeviceRegistry.revoke` does.
+
+        A lost answer may not be asked for again after that, or the device would be back.
+        """
+        self._desk.used(device_id)
+        await self._registry.revoke(device_id)
 
     def used(self, device_id: str) -> None:
         """Note that a device authenticated itself: its token arrived."""
@@ -131,6 +160,45 @@ class PairingService:
     def deny(self, name: str) -> Pending:
         """Turn a request away. Raises `DeviceError`; see `PairingDesk.deny`."""
         return self._desk.deny(name, self._clock())
+
+    async def _add(self, description: Description, *, named: bool) -> str:
+        token = await self._registry.add(description, named=named)
+        if self._opened_by_itself:
+            self.close_window()
+        return token
+
+    async def _carry_out(self, ask: Ask, grant: Grant) -> str:
+        try:
+            token = await self._registry.add(ask.device)
+        except HotpinError:
+            self._desk.failed(grant, self._clock())
+            self._follow_window()
+            raise
+        finally:
+            self._granting.discard(grant)
+        if grant.window is not None:
+            self.paired_in_window = ask.device.device_id
+        _LOGGER.info("%s (%s) is paired", ask.device.device_id, ask.address)
+        return token
+
+    async def _finish(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Wait for work that goes on when the client hangs up: what follows from a write belongs to it."""
+        task = asyncio.create_task(work, name="pairing")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Looked at, since the client that would be told of it may be gone.
+            task.exception()
+
+    def _tell_of(self, ask: Ask) -> None:
+        device_id = ask.device.device_id
+        if self._logged.take(f"{ask.address} {device_id}", self._clock()) == 0:
+            _LOGGER.info("%s asks to be paired from %s; `hotpinctl devices approve %s` lets it in",
+                         device_id, ask.address, device_id)
 
     def _follow_window(self) -> None:
         self.close()

@@ -1,12 +1,12 @@
 """The administrator's part of the API: the pairing window, waiting requests and devices, under ``/api/v1``.
 
-- ``GET /api/v1/pairing``: ``{"open", "seconds_left", "paired", "pending": [...]}``, where ``paired`` is the
-  device that this window let in, or null; ``POST`` ``{"minutes"}`` opens the window, ``DELETE`` closes it,
-  both with the same answer.
+- ``GET /api/v1/pairing``: ``{"open", "seconds_left", "granting", "paired", "pending": [...]}``, where ``granting``
+  says that the window closed for a device whose token is being written, and ``paired`` is the device that this
+  window let in, or null; ``POST`` ``{"minutes"}`` opens the window, ``DELETE`` closes it, both with the same answer.
 - ``POST /api/v1/pairing/{request}/approve`` and ``.../deny``: decides a waiting request, by its short name or
   device id.
 - ``GET /api/v1/devices``: ``{"devices": [...], "pending": [...]}``; ``POST`` ``{"device_id", "name", ...}``
-  registers one and answers 201 with its ``token``.
+  registers one and answers 201 with its ``token``; a window that opened by itself closes.
 - ``PATCH /api/v1/devices/{id}`` ``{"name"}`` renames, ``DELETE`` revokes.
 
 Times are Unix seconds or null. Errors are ``{"status": "error", "message"}``.
@@ -88,7 +88,7 @@ class _AdminRoutes:
         body = await read_json(request)
         description = describe(body.get("device_id"), body.get("name", ""), body.get("model", ""),
                                body.get("firmware", ""))
-        token = await self._registry.add(description, named=bool(body.get("name")))
+        token = await self._service.add(description, named=bool(body.get("name")))
         names = {device.id: device.name for device in self._registry.devices()}
         name = names.get(description.device_id, description.name)
         return reply({"device_id": description.device_id, "name": name, "token": token}, 201)
@@ -103,12 +103,12 @@ class _AdminRoutes:
 
     async def revoke(self, request: web.Request) -> web.Response:
         device_id = request.match_info["id"]
-        await self._registry.revoke(device_id)
+        await self._service.revoke(device_id)
         return reply({"revoked": device_id})
 
     def _pairing(self) -> web.Response:
         left = self._service.open_for()
-        return reply({"open": left > 0, "seconds_left": round(left, 1),
+        return reply({"open": left > 0, "seconds_left": round(left, 1), "granting": self._service.is_granting,
                       "paired": self._service.paired_in_window,
                       "pending": [self._pending(each) for each in self._service.pending()]})
 

@@ -10,7 +10,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -21,7 +21,7 @@ from aiohttp.typedefs import Handler
 from hotpind.devices.device import TOKEN_BYTES, hash_token
 from hotpind.devices.limiter import Rate, RateLimiter
 from hotpind.devices.registry import DeviceRegistry
-from hotpind.web.replies import address_of, refusal, retry_after, unix_socket_of
+from hotpind.web.replies import address_of, path_of, refusal, retry_after, unix_socket_of
 
 REFUSAL_DELAY = 0.5
 """Seconds before a wrong token is answered: it slows guessing and looks the same whatever was wrong."""
@@ -56,10 +56,14 @@ class Grant:
     kind: GrantKind
     device_id: str | None
     """None when it is not known which device this is (`GrantKind.OPEN`)."""
+    reserved: Collection[str] = ()
+    """Sessions of those that have a token, which one that showed none may not use."""
 
     def may_use(self, session_id: str) -> bool:
         """Tell whether this session may be opened or given pictures: a known device has only its own."""
-        return bool(session_id) and (self.device_id is None or session_id == self.device_id)
+        if self.device_id is None:
+            return bool(session_id) and session_id not in self.reserved
+        return bool(session_id) and session_id == self.device_id
 
 
 class Gatekeeper:
@@ -106,7 +110,7 @@ class Gatekeeper:
         if grant is not None:
             return grant
         if self._mode == "open":
-            return Grant(GrantKind.OPEN, None)
+            return Grant(GrantKind.OPEN, None, reserved={*self._registry.ids, *self._temporary})
         raise await self._refusal(request, "device", "This device is not paired with the appliance.")
 
     async def administrator(self, request: web.Request) -> None:
@@ -149,7 +153,7 @@ class Gatekeeper:
     async def _refusal(self, request: web.Request, who: str, message: str) -> web.HTTPException:
         address, now = address_of(request), self._clock()
         if self._logged.take(address, now) == 0:
-            _LOGGER.warning("Refused a request from %s to %s: no valid %s token", address, request.path, who)
+            _LOGGER.warning("Refused a request from %s to %s: no valid %s token", address, path_of(request), who)
         wait = self._failures.take(address, now)
         if wait or self._delayed >= MOST_DELAYED:
             return refusal(429, "Too many attempts with a wrong token; wait before the next.",

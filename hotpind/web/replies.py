@@ -20,6 +20,7 @@ BODY_BYTES = 4096
 """Largest JSON body of the API; the longest sensible request is a tenth of it."""
 BODY_SECONDS = 10.0
 """Time for a body to arrive as a whole: a client that trickles it loses its connection."""
+_LONGEST_PATH = 200
 
 _LOGGER = logging.getLogger(__name__)
 _EXCEPTIONS: dict[int, type[web.HTTPException]] = {
@@ -70,10 +71,10 @@ async def errors_middleware(request: web.Request, handler: Handler) -> web.Strea
     except DeviceError as error:
         return problem(error.status, str(error))
     except HotpinError as error:
-        _LOGGER.error("%s %s: %s", request.method, request.path, error)  # noqa: TRY400 - the sentence says it all
+        _LOGGER.error("%s %s: %s", request.method, path_of(request), error)  # noqa: TRY400 - the sentence says it all
         return problem(503, str(error))
     except Exception:
-        _LOGGER.exception("%s %s failed", request.method, request.path)
+        _LOGGER.exception("%s %s failed", request.method, path_of(request))
         return problem(500, "Something went wrong inside the appliance; its log says more.")
 
 
@@ -141,6 +142,15 @@ def address_of(request: web.Request) -> str:
         return peer or "local"
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)
+
+
+def path_of(request: web.Request) -> str:
+    """Return the request's path as it may be logged: as it was sent, without its query, on one line, and not long.
+
+    Decoded, it may hold line ends and escape sequences, with which a stranger would write into the log.
+    """
+    raw = request.rel_url.raw_path
+    return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in raw[:_LONGEST_PATH])
 
 
 def came_over_unix_socket(request: web.Request) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hotpind.devices.limiter import Rate, RateLimiter
+from hotpind.devices.limiter import Rate, RateLimiter, network_of
 
 MANY = Rate(burst=1e9, per_second=1e9)
 
@@ -23,6 +23,20 @@ def test_addresses_do_not_share() -> None:
     assert limiter.take("a", 0) == 0
     assert limiter.take("a", 0) > 0
     assert limiter.take("b", 0) == 0
+
+
+def test_a_network_of_ipv6_counts_as_one() -> None:
+    limiter = RateLimiter(Rate(burst=3, per_second=1), MANY)
+    assert [limiter.take(f"2001:db8::{n:x}", 0) > 0 for n in range(5)] == [False, False, False, True, True]
+    assert limiter.take("2001:db8:0:1::1", 0) == 0
+    assert len(limiter) == 2
+
+
+@pytest.mark.parametrize(("address", "network"), [
+    ("198.51.100.20", "198.51.100.20"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("::1", "::/64"),
+    ("fe80::1234%wlan0", "fe80::/64%wlan0"), ("local", "local"), ("", "")])
+def test_what_counts_as_one_client(address: str, network: str) -> None:
+    assert network_of(address) == network
 
 
 def test_all_together_are_bounded() -> None:

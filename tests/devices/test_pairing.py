@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hotpind.devices.device import describe
 from hotpind.devices.pairing import (
+    MOST_DECIDED,
     MOST_PENDING,
     MOST_PENDING_PER_ADDRESS,
     PENDING_SECONDS,
@@ -190,11 +191,112 @@ def test_without_an_attempt_nothing_is_given_twice() -> None:
 def test_a_grant_that_could_not_be_stored_opens_the_window_again() -> None:
     desk = make_desk()
     desk.open(0, 600)
-    first = ask(attempt="a" * 32)
-    desk.ask(first, 10)
-    desk.failed(first, 11, 590)
-    assert desk.open_for(11) == 590
+    first = desk.ask(ask(attempt="a" * 32), 10)
+    assert first.grant is not None
+    desk.failed(first.grant, 11)
+    assert desk.open_for(11) == 589
     assert desk.ask(ask("pin-2"), 12).outcome is Outcome.GRANTED
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_failed_grant_does_not_undo_what_a_person_decided_meanwhile(closes: bool) -> None:
+    desk = make_desk()
+    desk.open(0, 600)
+    first = desk.ask(ask(), 10)
+    assert first.grant is not None
+    if closes:
+        desk.close()
+    else:
+        desk.open(11, 60)
+    desk.failed(first.grant, 12)
+    assert desk.open_for(12) == (0 if closes else 59)
+
+
+def test_an_approval_survives_a_failed_write() -> None:
+    desk = make_desk()
+    nonce = desk.ask(ask(), 0).nonce
+    desk.approve("pin-1", 1)
+    granted = desk.ask(ask(nonce=nonce), 2)
+    assert granted.grant is not None
+    desk.failed(granted.grant, 3)
+    assert desk.ask(ask(nonce=nonce), 4).outcome is Outcome.GRANTED
+    assert desk.ask(ask(nonce=nonce), 5).outcome is Outcome.BAD_NONCE
+
+
+@pytest.mark.parametrize("attempt", ["", "a" * 32])
+def test_an_approval_survives_a_device_that_hangs_up_and_is_good_for_one_answer(attempt: str) -> None:
+    desk = make_desk()
+    nonce = desk.ask(ask(attempt=attempt), 0).nonce
+    desk.approve("pin-1", 1)
+    granted = desk.ask(ask(nonce=nonce, attempt=attempt), 2)
+    assert granted.grant is not None
+    desk.unheard(granted.grant, 3)
+    desk.failed(granted.grant, 3)
+    assert desk.ask(ask(nonce=nonce, attempt=attempt), 4).outcome is Outcome.GRANTED
+    desk.used("pin-1")
+    assert desk.ask(ask(nonce=nonce, attempt=attempt), 5).outcome is Outcome.BAD_NONCE
+
+
+def test_an_approval_survives_asking_again_without_the_nonce() -> None:
+    """The device did not hear its nonce: by its attempt it is known, and nobody else is."""
+    desk = make_desk()
+    desk.ask(ask(attempt="a" * 32), 0)
+    desk.approve("pin-1", 1)
+    for other in (ask(), ask(attempt="b" * 32), ask(attempt="a" * 32, address=AWAY)):
+        assert desk.ask(other, 2).outcome is Outcome.PENDING
+    assert desk.ask(ask(attempt="a" * 32), 3).outcome is Outcome.GRANTED
+
+
+def test_an_approval_is_not_destroyed_by_somebody_who_asks_under_the_same_id() -> None:
+    desk = make_desk()
+    nonce = desk.ask(ask(), 0).nonce
+    desk.approve("pin-1", 1)
+    assert desk.ask(ask(), 2).outcome is Outcome.PENDING
+    assert desk.ask(ask(nonce=nonce), 3).outcome is Outcome.GRANTED
+
+
+def test_a_request_whose_answer_was_lost_stays_the_same_request() -> None:
+    desk = make_desk()
+    first = desk.ask(ask(attempt="a" * 32), 0).nonce
+    shown = desk.pending(0)
+    second = desk.ask(ask(attempt="a" * 32), 1).nonce
+    assert desk.pending(1) == shown
+    assert desk.ask(ask(nonce=first), 2).outcome is Outcome.BAD_NONCE
+    assert desk.ask(ask(nonce=second), 2).outcome is Outcome.PENDING
+
+
+def test_decided_requests_take_nobodys_place() -> None:
+    desk = make_desk()
+    for n in range(MOST_DECIDED + MOST_PENDING):
+        assert desk.ask(ask(f"pin-{n}"), n / 100).outcome is Outcome.PENDING
+        (desk.deny if n % 2 else desk.approve)(f"pin-{n}", n / 100)
+    assert len(desk._requests) == MOST_DECIDED
+
+
+def test_asking_on_does_not_make_denying_last() -> None:
+    desk = make_desk()
+    nonce = desk.ask(ask(), 0).nonce
+    desk.deny("pin-1", 100)
+    for now in range(110, 100 + int(PENDING_SECONDS), 10):
+        assert desk.ask(ask(nonce=nonce), now).outcome is Outcome.DENIED
+        assert desk.ask(ask(), now).outcome is Outcome.DENIED
+    assert desk.ask(ask(), 101 + PENDING_SECONDS).outcome is Outcome.PENDING
+
+
+def test_one_network_of_ipv6_cannot_fill_the_list() -> None:
+    desk = make_desk()
+    outcomes = [desk.ask(ask(f"flood-{n}", address=f"2001:db8::{n:x}"), 0).outcome for n in range(50)]
+    assert outcomes.count(Outcome.PENDING) == MOST_PENDING_PER_ADDRESS
+    assert desk.ask(ask("pin-1", address="2001:db8:0:1::1"), 0).outcome is Outcome.PENDING
+
+
+def test_two_devices_may_lose_their_answers_at_the_same_time() -> None:
+    desk = make_desk()
+    for n, device in enumerate(("pin-1", "pin-2")):
+        desk.open(n, 600)
+        assert desk.ask(ask(device, attempt=device * 8), n).outcome is Outcome.GRANTED
+    for device in ("pin-1", "pin-2"):
+        assert desk.ask(ask(device, attempt=device * 8), 5).outcome is Outcome.GRANTED
 
 
 def test_a_request_does_not_show_its_nonce() -> None:

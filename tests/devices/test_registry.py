@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -144,6 +144,38 @@ async def test_being_seen_costs_no_write_until_later(
     await asyncio.sleep(0.5)
     assert reader.execute("SELECT last_seen FROM devices").fetchone() == (1.7e9 + 1000,)
     reader.close()
+    await registry.close()
+
+
+async def test_a_device_that_stays_connected_is_seen_and_written_in_time(
+        tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(registry_module, "SEEN_INTERVAL", 1.0)
+    registry = await DeviceRegistry.open(tmp_path, clock=clock)
+    writes: list[dict[str, float]] = []
+    seen = registry._database.seen
+
+    def count(times: Mapping[str, float]) -> None:
+        writes.append(dict(times))
+        seen(times)
+
+    monkeypatch.setattr(registry._database, "seen", count)
+    for device in ("pin-1", "pin-2"):
+        await registry.add(describe(device))
+        registry.seen(device)
+    connected = {"pin-1", "a-guest"}
+    registry.connected = lambda: connected
+    clock.now += 86_400
+    async with asyncio.timeout(10):
+        while registry.devices()[0].last_seen != clock.now:
+            await asyncio.sleep(0.01)
+        assert len(writes) <= 1, "looking costs no write"
+        while {"pin-1": clock.now, "pin-2": 1.7e9} not in writes:
+            await asyncio.sleep(0.01)
+        connected.clear()
+        clock.now += 86_400
+    await asyncio.sleep(0.1)
+    assert [device.last_seen for device in registry.devices()] == [1.7e9 + 86_400, 1.7e9]
     await registry.close()
 
 

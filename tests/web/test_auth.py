@@ -13,6 +13,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from hotpind.devices.device import describe
 from hotpind.web.auth import MOST_DELAYED, REFUSAL_DELAY, Grant, GrantKind
@@ -116,6 +118,20 @@ async def test_refusals_are_logged_but_do_not_flood_the_log(doors: Doors, caplog
     assert "secret" not in lines[0]
 
 
+@pytest.mark.parametrize("path", ["/whoami%0A2026-01-01%20ERROR%20forged", "/whoami%1B%5B2J", "/whoami%E2%80%A8x"])
+async def test_a_path_writes_no_lines_into_the_log(doors: Doors, caplog: pytest.LogCaptureFixture, path: str) -> None:
+    async def anything(request: web.Request) -> web.StreamResponse:
+        await doors.gatekeeper.device(request)
+        raise AssertionError
+
+    request = make_mocked_request("GET", path, app=web.Application())
+    with caplog.at_level(logging.WARNING), pytest.raises(web.HTTPUnauthorized):
+        await anything(request)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "hotpind.web.auth"]
+    assert line.isprintable()
+    assert path in line, "as it was sent"
+
+
 async def test_open_mode_lets_anybody_in_but_knows_its_devices(open_doors: OpenDoors) -> None:
     doors = await open_doors(mode="open")
     token = await doors.registry.add(describe("pin-1"))
@@ -123,6 +139,27 @@ async def test_open_mode_lets_anybody_in_but_knows_its_devices(open_doors: OpenD
     assert (await doors.ask("GET", "/whoami", token="an-old-pins-token"))[1]["kind"] == "open"
     assert (await doors.ask("GET", "/whoami", token=token))[1] == {"device_id": "pin-1", "kind": "paired"}
     assert (await doors.ask("GET", "/api/v1/devices"))[0] == 401, "the administrator's part stays closed"
+
+
+async def test_in_open_mode_the_sessions_of_paired_devices_are_theirs(open_doors: OpenDoors) -> None:
+    doors = await open_doors(mode="open")
+    token = await doors.registry.add(describe("pin-1"))
+    guest = doors.gatekeeper.issue_temporary("guest")
+
+    async def may_use(session_id: str, shown: str = "") -> bool:
+        headers = {"Authorization": f"Bearer {shown}"} if shown else {}
+        async with doors.http.ws_connect(f"{doors.url}/ws", headers=headers) as socket:
+            await socket.send_json({"session_id": session_id})
+            return (await socket.receive(10)).type is aiohttp.WSMsgType.TEXT
+
+    assert await may_use("pin-1", token)
+    assert await may_use("guest", guest)
+    assert await may_use("old-pin")
+    assert not await may_use("pin-1")
+    assert not await may_use("pin-1", "an-old-token")
+    assert not await may_use("guest")
+    await doors.registry.revoke("pin-1")
+    assert await may_use("pin-1"), "nobody's any more"
 
 
 def test_what_a_grant_allows() -> None:

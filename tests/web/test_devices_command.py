@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,26 @@ def hurry(doors: Doors) -> None:
 @pytest.mark.usefixtures("_looks_often")
 async def test_pair_waits_for_the_device(open_doors: OpenDoors) -> None:
     doors = await open_doors(first_window=0)
+    command = asyncio.create_task(told(doors, "pair", "--minutes", "1"))
+    opened = asyncio.Event()
+    doors.pairing.on_window_change(lambda is_open: opened.set())
+    async with asyncio.timeout(10):
+        await opened.wait()
+    assert (await doors.pair("pin-1"))[0] == 200
+    assert "Paired: pin-1" in await command
+
+
+@pytest.mark.usefixtures("_looks_often")
+async def test_pair_waits_until_the_device_is_on_disk(
+        open_doors: OpenDoors, monkeypatch: pytest.MonkeyPatch) -> None:
+    doors = await open_doors(first_window=0)
+    put = doors.registry._database.put
+
+    def put_slowly(*arguments: Any, **options: Any) -> None:
+        time.sleep(0.5)
+        put(*arguments, **options)
+
+    monkeypatch.setattr(doors.registry._database, "put", put_slowly)
     command = asyncio.create_task(told(doors, "pair", "--minutes", "1"))
     opened = asyncio.Event()
     doors.pairing.on_window_change(lambda is_open: opened.set())

@@ -100,6 +100,13 @@ async def test_a_lost_answer_can_be_asked_for_again(doors: Doors) -> None:
     assert (await doors.pair("pin-1", attempt="0123456789abcdef"))[0] == 202, "it arrived, as the device used it"
 
 
+async def test_a_device_added_by_a_person_ends_the_first_window(doors: Doors) -> None:
+    assert (await admin(doors, "GET", "/pairing"))[1]["open"]
+    assert (await admin(doors, "POST", "/devices", {"device_id": "old-pin"}))[0] == 201
+    assert not (await admin(doors, "GET", "/pairing"))[1]["open"]
+    assert (await doors.pair("stranger"))[0] == 202
+
+
 async def test_two_devices_race_and_one_wins(doors: Doors) -> None:
     answers = await asyncio.gather(*(doors.pair(f"pin-{n}") for n in range(8)))
     assert [status for status, _ in answers].count(200) == 1
