@@ -10,6 +10,11 @@ from collections.abc import Generator, Iterator
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 MEASURING = ("models", "netns", "systemd", "slow")
 """Markers of tests whose prints are figures worth keeping."""

@@ -30,6 +30,8 @@ from tests.fakes.wyoming import FakeSpeech
 SMALL = 4096
 """Socket buffers, in bytes: a device that stops reading is to be noticed soon."""
 EOS = '{"signal":"EOS"}'
+PATIENCE_S = 60.0
+"""For what happens in a moment, unless the machine has other things to do."""
 
 
 class Answer:
@@ -82,7 +84,7 @@ class House:
 async def said(ws: aiohttp.ClientWebSocketResponse, *, but: str = "receiving") -> dict[str, Any]:
     """Return the next text message whose status is not ``but``."""
     while True:
-        message: dict[str, Any] = json.loads(await ws.receive_str(timeout=10))
+        message: dict[str, Any] = json.loads(await ws.receive_str(timeout=PATIENCE_S))
         if message["status"] != but:
             return message
 
@@ -136,6 +138,6 @@ def _small_socket(address: Any) -> socket.socket:
 
 async def end_of(ws: aiohttp.ClientWebSocketResponse) -> None:
     """Read until the connection ends."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         async for _ in ws:
             pass

@@ -17,12 +17,20 @@ from hotpind.wearable import hub, link
 from hotpind.wearable.link import Link
 from tests.appliance.recordings import cards
 from tests.waiting import until
-from tests.wearable.house import EOS, House, end_of, house, said, speak
+from tests.wearable.house import EOS, PATIENCE_S, House, end_of, house, said, speak
 
 QUESTION = cards()[4].pcm
 LONG = {"speaking": {"lead_s": 4.0}}
 ANSWER_S = 20.0
-"""At 48 kHz the lead alone is more than all buffers between the appliance and a device hold."""
+"""At 48 kHz twice what all buffers between the appliance and a device that does not read hold."""
+NEVER_S = 600.0
+
+
+@pytest.fixture(autouse=True)
+def deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the appliance's deadlines passes but those that a test sets."""
+    monkeypatch.setattr(link, "SEND_DEADLINE_S", NEVER_S)
+    monkeypatch.setattr(hub, "HEARTBEAT_S", NEVER_S)
 
 
 async def stall(home: House) -> aiohttp.ClientWebSocketResponse:
@@ -35,17 +43,23 @@ async def stall(home: House) -> aiohttp.ClientWebSocketResponse:
     return ws
 
 
+def unsent(home: House) -> bool:
+    """Tell whether the appliance has sent more than the buffers on the way take."""
+    return any(each.transport is not None and each.transport.get_write_buffer_size()
+               for each in home.server.connections)
+
+
 async def test_the_turn_and_the_connection_end_and_nothing_unheard_is_remembered(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
-    monkeypatch.setattr(link, "SEND_DEADLINE_S", 0.3)
+    monkeypatch.setattr(link, "SEND_DEADLINE_S", 2.0)
     async with house(tmp_path, LONG, answer_s=ANSWER_S) as home:
         ws = await stall(home)
-        await until(lambda: home.turns)
+        await until(lambda: home.turns, PATIENCE_S)
         assert home.turns[0].outcome == "cancelled"
         kept = [exchange.answer for exchange in home.assistant.memory.of("pin-1").exchanges]
         assert all(answer.count(" ") < 4 for answer in kept), kept
-        await until(lambda: not home.hub.sessions)
+        await until(lambda: not home.hub.sessions, PATIENCE_S)
         # The link recovers: the device finds its connection closed, and not a turn that never ends.
         await end_of(ws)
         again = await home.device()
@@ -58,19 +72,20 @@ async def test_a_connection_that_was_replaced_does_not_linger(tmp_path: Path, mo
     monkeypatch.setattr(link, "CLOSE_DEADLINE_S", 0.2)
     async with house(tmp_path, LONG, answer_s=ANSWER_S) as home:
         old = await stall(home)
-        await asyncio.sleep(0.3)
+        await until(lambda: unsent(home), PATIENCE_S)
         new = await home.device()
-        await until(lambda: len(home.server.connections) == 1)
+        await until(lambda: len(home.server.connections) == 1, PATIENCE_S)
+        await until(lambda: home.turns, PATIENCE_S)
         assert home.turns[0].outcome == "cancelled"
         await end_of(old)
         await new.close()
 
 
 async def test_a_device_that_answers_no_ping_does_not_linger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "HEARTBEAT_S", 2.0)
+    monkeypatch.setattr(hub, "HEARTBEAT_S", 3.0)
     async with house(tmp_path, LONG, answer_s=ANSWER_S) as home:
         ws = await stall(home)
-        await until(lambda: not home.server.connections)
+        await until(lambda: not home.server.connections, PATIENCE_S)
         assert not home.hub.sessions
         await end_of(ws)
 
