@@ -69,6 +69,9 @@ async def self_test(url: str, token: str, voice: Synthesizer, fingerprint: str =
         return SelfTest(turn, f"no answer came: {turn.error}")
     if "france" not in turn.transcript.lower():
         return SelfTest(turn, f"the question {QUESTION!r} was understood as {turn.transcript!r}")
+    if not turn.extra.get("backend"):
+        return SelfTest(turn, "no language model answered, so a fixed sentence was spoken; the messages above name the "
+                              "reason, and `hotpinctl doctor` says more")
     # A machine that is busy starting may leave a short hole in playback; the protocol is still kept.
     breaches = [each for each in turn.violations if not each.startswith("The sound stopped")]
     if breaches:

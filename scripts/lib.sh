@@ -318,8 +318,8 @@ need_llama_wheel() {
         CMAKE_ARGS="-DGGML_NATIVE=OFF ${CMAKE_ARGS:-}"
 }
 
-# The second speech engine, for the tests. Without its dependencies: librosa and numba serve a file interface that is
-# not used, and want an older numpy.
+# The second speech engine (the extra whisper-cpp-python), for the tests and for settings that ask for it. Without its
+# dependencies: librosa and numba serve a file interface that is not used, and want an older numpy.
 need_second_engine() {
     local version
     version=$(pin_of whisper-cpp-python)
@@ -361,19 +361,58 @@ need_project() {
     rm -f "$STAMPS/filling"
 }
 
-# The default models. The stamp covers what lies in the directory, so that a deleted file is fetched again.
+# read_settings FILE: what the set-up has to know of the daemon's settings, as the daemon itself would read them, in
+# MODELS_DIR, SPEECH_ENGINE and SETTINGS (a digest). Kept, since asking takes longer than all other looks together.
+read_settings() {
+    local answer kept=()
+    SETTINGS=$({ cat "$1" "$TOP"/hotpind/config/*.py &&
+        { env | grep -E '^(HOTPIN_|XDG_CACHE_HOME=|CACHE_DIRECTORY=|HOME=)' || true; } | sort; } |
+        sha256sum | cut -d ' ' -f 1) || fail "the settings $1 cannot be read"
+    [ ! -f "$STAMPS/settings" ] || mapfile -t kept <"$STAMPS/settings"
+    if [ "${kept[0]:-}" != "$SETTINGS" ]; then
+        answer=$(env -C "$TOP" "$VENV/bin/python" - "$1" <<'PYTHON'
+import sys
+from pathlib import Path
+
+from hotpind.config import load_config
+from hotpind.config.paths import models_dir
+from hotpind.errors import ConfigError
+
+try:
+    config = load_config(Path(sys.argv[1]))
+except ConfigError as error:
+    sys.exit(str(error))
+print(models_dir(config), config.stt.engine if not config.stt.uri else "", sep="\n")
+PYTHON
+        ) || fail "the settings are wrong; what to change is said above"
+        stamp settings "$SETTINGS"$'\n'"$answer"
+        mapfile -t kept <"$STAMPS/settings"
+    fi
+    MODELS_DIR=${kept[1]}
+    SPEECH_ENGINE=${kept[2]:-}
+}
+
+# need_models test: the default models, where the tests look for them. need_models run FILE: those that the settings in
+# FILE ask for, after read_settings. The stamp covers what lies in the directory, so that a deleted file is fetched again.
 need_models() {
-    local directory inputs
-    directory=${HOTPIN_PATHS__MODELS:-$HOTPIN_CACHE/models}
+    local which=${1:-test} directory inputs pull=(pull --default)
+    if [ "$which" = run ]; then
+        directory=$MODELS_DIR
+        pull=(pull --config "$2")
+    else
+        directory=${HOTPIN_PATHS__MODELS:-$HOTPIN_CACHE/models}
+        pull+=(--dir "$directory")
+    fi
     mkdir -p "$directory"
     models_state() {
         sha256sum <"$TOP/hotpind/models/catalogue.toml"
+        [ "$which" = test ] || printf '%s\n' "$SETTINGS"
         find "$directory" -type f -printf '%p %s %T@\n' 2>/dev/null | sort
     }
     inputs=$(models_state | sha256sum)
-    stamped models "$inputs" && return 0
-    say "default models (about 250 MB, fetched once)"
-    visibly env -C "$TOP" "$VENV/bin/python" -m hotpind.cli.models pull --default ||
-        fail "the default models could not be fetched; run the same command again to go on where it stopped"
-    stamp models "$(models_state | sha256sum)"
+    stamped "models-$which" "$inputs" && return 0
+    say "models (the default ones are about 250 MB, fetched once)"
+    visibly env -C "$TOP" "$VENV/bin/python" -m hotpind.cli.models "${pull[@]}" ||
+        fail "the models could not be fetched; run the same command again to go on where it stopped"
+    stamp "models-$which" "$(models_state | sha256sum)"
 }

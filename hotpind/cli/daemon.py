@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hotpind import __version__
 from hotpind.app import Appliance
 from hotpind.config import Config, load_config
+from hotpind.engines.supervisor import EngineState
 from hotpind.errors import ConfigError, HotpinError, OperatorError
 from hotpind.models.catalogue import ModelEntry
 from hotpind.models.hints import Machine, better_model_hint
@@ -30,6 +31,8 @@ _LOG = logging.getLogger(__name__)
 
 EX_CONFIG = 78
 """Exit status for a configuration error (sysexits.h); the unit does not restart after it."""
+EX_UNPROVEN = 1
+"""Exit status of --once when the self-test failed, or was stopped before it had a result."""
 START_EXTENSION_S = 30.0
 """systemd is asked for this much more time, again and again, while models load or a person has to mend something."""
 INSIST_S = 2.0
@@ -107,11 +110,13 @@ class Daemon:
         try:
             starting = asyncio.create_task(self._start(appliance), name="start")
             if not await self._unless_stopped(starting):
-                return 0
+                return EX_UNPROVEN if self._once else 0
             print(f"hotpind {__version__} serves {appliance.url()} after {time.monotonic() - began:.1f} s", flush=True)
             if self._show_self_test:
-                result = await self._prove(appliance)
-                status = 0 if result.passed else 1
+                proving = asyncio.create_task(self._prove(appliance), name="self-test")
+                if not await self._unless_stopped(proving):
+                    return EX_UNPROVEN if self._once else 0
+                status = 0 if proving.result().passed else EX_UNPROVEN
                 if self._once:
                     return status
             await self._serve(appliance)
@@ -129,7 +134,7 @@ class Daemon:
             os._exit(128 + signal.SIGINT)
         self._stop.set()
 
-    async def _unless_stopped(self, task: asyncio.Task[None]) -> bool:
+    async def _unless_stopped(self, task: asyncio.Task[Any]) -> bool:
         """Wait for a task, or for the signal to stop, which cancels it; tell whether it was done."""
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -146,14 +151,16 @@ class Daemon:
         await self._insist(appliance.build)
         await self._insist(appliance.listen)
         waiting = asyncio.create_task(appliance.working(), name="engines")
-        while not waiting.done():
-            await asyncio.wait({waiting}, timeout=1.0)
-            self._notify.extend_timeout(START_EXTENSION_S)
-            faults = appliance.status.faults()
-            self._notify.status(appliance.status.line())
-            if faults and not self._notify.enabled and self._once:
-                waiting.cancel()
-                raise OperatorError(faults[0])
+        try:
+            while not waiting.done():
+                await asyncio.wait({waiting}, timeout=1.0)
+                self._notify.extend_timeout(START_EXTENSION_S)
+                fault = speech_fault(appliance)
+                self._notify.status(appliance.status.line())
+                if fault and not self._notify.enabled and self._once:
+                    raise OperatorError(fault)
+        finally:
+            waiting.cancel()
         appliance.status.ready = True
         self._notify.ready(appliance.status.line())
 
@@ -230,6 +237,17 @@ def hint_for(config: Config, catalogue: Mapping[str, ModelEntry], machine: Machi
     return better_model_hint(catalogue, machine, stt=config.stt.model if not config.stt.uri else None,
                              llm=config.chat.local.model, tts=config.tts.voice if not config.tts.uri else None,
                              language=config.stt.language, stt_quantised=config.stt.engine == "pywhispercpp")
+
+
+def speech_fault(appliance: Appliance) -> str:
+    """Return what keeps the engines for speech from working, one sentence; empty while nothing does.
+
+    Nothing else is waited for at the start: without a cloud, say, the local model answers.
+    """
+    for engine in (appliance.stt_engine, appliance.tts_engine):
+        if engine is not None and engine.state in {EngineState.UNUSABLE, EngineState.WAITING} and engine.detail:
+            return f"the {engine.spec.name} engine: {engine.detail}"
+    return next((server.fault for server in appliance.remotes if server.fault), "")
 
 
 def appliance_is_speaking(appliance: Appliance) -> bool:

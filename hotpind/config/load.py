@@ -17,8 +17,8 @@ from hotpind.errors import ConfigError
 
 ENV_PREFIX = "HOTPIN_"
 DEFAULT_FILES = (Path("/etc/hotpin/hotpin.toml"),)
-NOT_SETTINGS = frozenset({"HOTPIN_CONFIG", "HOTPIN_PYTHON", "HOTPIN_CACHE"})
-"""Variables with the prefix that are not settings: the file's own path, and what the set-up scripts use."""
+NOT_SETTINGS = frozenset({"HOTPIN_CONFIG", "HOTPIN_PYTHON", "HOTPIN_CACHE", "HOTPIN_START_PATIENCE"})
+"""Variables with the prefix that are not settings: the file's own path, and what set-up scripts and package use."""
 
 _HEADER = re.compile(r"^\s*\[{1,2}\s*([^\]]+?)\s*\]{1,2}\s*(?:#.*)?$")
 _KEY = re.compile(r"^\s*([A-Za-z0-9_\-\"'.]+)\s*=")
@@ -42,7 +42,8 @@ def load_config_file(path: Path | None, environ: Mapping[str, str] = os.environ)
     """Read the settings from one file (none: the defaults) and the environment.
 
     ``HOTPIN_<SECTION>__<KEY>`` overrides a key, with ``__`` between the levels (``HOTPIN_CHAT__GROQ__BASE_URL``);
-    its value is written as in TOML, text may be bare. Raises `ConfigError` naming every mistake, a line each.
+    its value is written as in TOML, text may be bare. A variable with the prefix that is no setting is a mistake too.
+    Raises `ConfigError` naming every mistake, a line each.
     """
     text = _read(path) if path is not None else ""
     data: dict[str, Any] = {}
@@ -54,13 +55,16 @@ def load_config_file(path: Path | None, environ: Mapping[str, str] = os.environ)
     from_env = dict(_environment(environ))
     for location, (_, value) in from_env.items():
         _put(data, location, value)
+    mistakes = [_no_setting(name) for name in sorted(environ) if _claims_to_be_one(name) and "__" not in name]
+    config: Config | None = None
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
     except ValidationError as error:
         sources: dict[Location, str] = {location: name for location, (name, _) in from_env.items()}
-        raise ConfigError("\n".join(
-            _sentence(detail, path, text, sources) for detail in error.errors(include_url=False)
-        )) from None
+        mistakes = [*(_sentence(detail, path, text, sources) for detail in error.errors(include_url=False)), *mistakes]
+    if config is None or mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return config
 
 
 def _readable(path: Path) -> bool:
@@ -80,10 +84,32 @@ def _read(path: Path) -> str:
 
 def _environment(environ: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], tuple[str, Any]]]:
     for name in sorted(environ):
-        if not name.startswith(ENV_PREFIX) or name in NOT_SETTINGS or "__" not in name:
+        if not _claims_to_be_one(name) or "__" not in name:
             continue
         location = tuple(name[len(ENV_PREFIX):].lower().split("__"))
         yield location, (name, _environment_value(environ[name], location))
+
+
+def _claims_to_be_one(name: str) -> bool:
+    """Tell whether a variable is meant to be a setting: it has the prefix and is no other thing of ours."""
+    return name.startswith(ENV_PREFIX) and name not in NOT_SETTINGS
+
+
+def _no_setting(name: str) -> str:
+    """Say what is wrong with a variable without ``__``; a single ``_`` in its place is the likeliest slip."""
+    meant = next((known for known in _variables(Config, ENV_PREFIX) if known.replace("__", "_") == name), None)
+    example = meant or "HOTPIN_SERVER__PORT"
+    return (f"{name}: there is no such setting; a variable is written HOTPIN_<SECTION>__<KEY> with two underscores "
+            f"between the levels, {'here' if meant else 'such as'} {example}")
+
+
+def _variables(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for key, field in model.model_fields.items():
+        name = prefix + key.upper()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _variables(field.annotation, f"{name}__")
+        else:
+            yield name
 
 
 def _environment_value(raw: str, location: tuple[str, ...]) -> Any:

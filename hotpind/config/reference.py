@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,6 +27,8 @@ _TOML_HEAD = """\
 # `hotpind --check-config --config FILE` checks it; keys marked (reload) are applied by `systemctl reload hotpind`.
 """
 
+_EXAMPLE_BACKEND = BackendTable(name="nas", url="http://nas:11434/v1", model="llama3.2")
+
 _MARKDOWN_HEAD = """\
 # Configuration
 
@@ -34,9 +36,9 @@ Made from `hotpind/config/schema.py` by `python -m hotpind.config.reference`; ed
 
 The file is TOML: `/etc/hotpin/hotpin.toml`, or the one named with `--config`. Unknown keys and wrong types are errors
 that name key, line and expectation; `hotpind --check-config` tells. The environment overrides the file:
-`HOTPIN_<SECTION>__<KEY>` with `__` between levels (`HOTPIN_CHAT__GROQ__BASE_URL`). Keys marked *reload* are applied by
-`systemctl reload hotpind` without dropping a device; the others need `systemctl restart hotpind`, and the status names
-them.
+`HOTPIN_<SECTION>__<KEY>` with `__` between levels (`HOTPIN_CHAT__GROQ__BASE_URL`); another variable that begins with
+`HOTPIN_` is an error as well. Keys marked *reload* are applied by `systemctl reload hotpind` without dropping a device;
+the others need `systemctl restart hotpind`, and the status names them.
 """
 
 
@@ -50,16 +52,25 @@ def toml() -> str:
             parts += [f"# {line}" for line in textwrap.wrap(f"{field.description}{mark}", 110)]
             default = field.get_default(call_default_factory=True)
             if isinstance(default, list) and default and isinstance(default[0], BaseModel):
-                for entry in default:
-                    parts.append(f"# [[{name}.{key}]]")
-                    parts += [f"# {inner} = {_value(getattr(entry, inner))}" for inner in type(entry).model_fields]
+                parts += _tables(f"{name}.{key}", default)
             else:
                 parts.append(f"#{key} = {_value(default)}")
     parts.append("\n# " + _summary(BackendTable))
-    parts.append("#[[chat.backend]]")
-    parts += [f"#{key} = {_value(example)}" for key, example in
-              (("name", "nas"), ("url", "http://nas:11434/v1"), ("model", "llama3.2"), ("before_groq", False))]
+    parts += _tables("chat.backend", [_EXAMPLE_BACKEND])
     return "\n".join(parts) + "\n"
+
+
+def _tables(name: str, entries: Sequence[BaseModel]) -> list[str]:
+    """Return an array of tables, commented out; the first one explains every key."""
+    lines = []
+    for number, entry in enumerate(entries):
+        lines.append(f"#[[{name}]]")
+        for key, field in type(entry).model_fields.items():
+            if number == 0:
+                default = "required" if field.is_required() else f"default {_value(field.default)}"
+                lines += [f"# {line}" for line in textwrap.wrap(f"{field.description} ({default})", 110)]
+            lines.append(f"#{key} = {_value(getattr(entry, key))}")
+    return lines
 
 
 def markdown() -> str:

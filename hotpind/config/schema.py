@@ -65,7 +65,7 @@ class AuthSection(Section):
         "paired", "\"paired\": a device needs the token it got when pairing. \"open\": any device on the network "
         "may talk (for old pins on a network that you trust).")
     first_window_minutes: float = setting(
-        10.0, "Minutes after start during which an appliance without any device pairs the first one that asks.",
+        10.0, "Minutes after start during which an appliance that never had a device pairs the first one that asks.",
         ge=0, le=1440)
 
 
@@ -110,7 +110,8 @@ class SttSection(Section):
 
     uri: WyomingUri = setting("", "A Wyoming server used in place of the built-in engine, such as tcp://nas:10300.")
     engine: Literal["pywhispercpp", "whisper-cpp-python"] = setting(
-        "pywhispercpp", "Built-in engine; whisper-cpp-python needs the extra of that name.")
+        "pywhispercpp", "Built-in engine; whisper-cpp-python is an extra, which scripts/run installs when this asks "
+        "for it.")
     model: str = setting("whisper-tiny.en",
                          "Model of the built-in engine: a name of `hotpinctl models list` or a file.")
     language: str = setting("en", "Language spoken, as ISO 639-1 code; multilingual models only.")
@@ -194,7 +195,8 @@ class ChatSection(Section):
     history_idle_minutes: float = setting(30.0, "Minutes of silence after which a new conversation begins; 0: never.",
                                           live=True, ge=0)
     first_token_deadline_s: Seconds = setting(
-        2.5, "Seconds the cloud has for its first word before the local model answers in its place.", live=True)
+        2.5, "Seconds the cloud has for its first word before the local model answers in its place (a pin gives a "
+        "turn up after 60).", live=True, le=30)
     next_token_deadline_s: Seconds = setting(5.0, "Longest wait between words of a stream, in seconds.", live=True)
     max_answer_words: int = setting(120, "An answer is cut at the end of the sentence that passes this many words.",
                                     live=True, ge=10, le=2000)
@@ -240,6 +242,9 @@ class LimitsSection(Section):
         "Largest picture file, in bytes (413 above).", live=True, ge=10_000, le=50_000_000)
     image_pixels: int = setting(33_000_000, "Largest picture, in pixels (a guard against decompression bombs).",
                                 live=True, ge=10_000, le=200_000_000)
+    png_pixels: int = setting(
+        12_000_000, "Largest PNG, in pixels: it is decoded as a whole, at 4 to 8 bytes a pixel, of a JPEG only a small "
+        "version; image_pixels bounds it too.", live=True, ge=10_000, le=200_000_000)
     image_width: int = setting(1568, "Pictures are re-encoded at most this wide, in pixels.", live=True, ge=64, le=8192)
     images_per_minute: int = setting(10,
         "Pictures taken from one device in a minute (429 above).", live=True, ge=1, le=600)

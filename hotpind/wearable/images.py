@@ -28,8 +28,6 @@ UPLOAD_DEADLINE_S = 30.0
 DECODES_AT_ONCE = 2
 BIG_PIXELS = 4_000_000
 """Pictures above this are decoded one at a time: a pin sends a tenth of it."""
-PNG_PIXELS = 12_000_000
-"""A PNG is decoded as a whole, at 4 bytes a pixel and twice that with transparency; of a JPEG only a small version."""
 DECODES_WAITING = 16
 MOST_DEVICES = 256
 CHUNK = 65_536
@@ -50,9 +48,9 @@ def prepare_picture(content: bytes, limits: LimitsSection) -> Picture:
     Blocks for tens of milliseconds. Raises `DeviceError` (415: neither JPEG nor PNG, 400: broken or too many pixels).
     """
     image = _opened(content)
-    most = limits.image_pixels if image.format != "PNG" else min(limits.image_pixels, PNG_PIXELS)
+    most = limits.image_pixels if image.format != "PNG" else min(limits.image_pixels, limits.png_pixels)
     if image.width * image.height > most:
-        why = "limits.image_pixels" if most == limits.image_pixels else "a PNG; a JPEG may have more"
+        why = "limits.image_pixels" if most == limits.image_pixels else "limits.png_pixels; a JPEG may have more"
         raise DeviceError(f"The picture has {image.width} x {image.height} pixels; at most {most:,} pixels are taken "
                           f"({why}).")
     small = _fitting(image.size, limits.image_width)

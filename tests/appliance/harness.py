@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Daemon:
     """A running ``hotpind``."""
 
     def __init__(self, settings: Mapping[str, str] | None = None, *, toml: str = "", prefix: list[str] | None = None,
-                 root: Path | None = None, wait: bool = True) -> None:
+                 root: Path | None = None, wait: bool = True, arguments: Sequence[str] = ()) -> None:
         """Start it with environment settings (``SERVER__PORT`` ...) and a TOML file; wait until it serves."""
         self.root = root or Path(tempfile.mkdtemp(prefix="hotpin-test-"))
         self.config = self.root / "hotpin.toml"
@@ -46,8 +46,8 @@ class Daemon:
         self.environ = environ
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [*(prefix or []), sys.executable, "-m", "hotpind", "--config", str(self.config)], cwd=TOP, env=environ,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            [*(prefix or []), sys.executable, "-m", "hotpind", "--config", str(self.config), *arguments], cwd=TOP,
+            env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self._serves = threading.Event()
         self.url = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -70,6 +70,10 @@ class Daemon:
         while not self._serves.wait(0.1):
             assert self.process.poll() is None, f"hotpind ended with {self.process.poll()}:\n" + self.log
             assert time.monotonic() < deadline, f"hotpind does not serve after {seconds} s:\n" + self.log
+
+    def wait_for_output(self, seconds: float = 10.0) -> None:
+        """Wait until everything that an ended daemon printed has been read."""
+        self._reader.join(seconds)
 
     @property
     def log(self) -> str:

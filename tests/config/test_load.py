@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hotpind.config import Config, load_config, load_config_file
 from hotpind.config.changes import changed_keys, merged
 from hotpind.config.paths import models_dir, runtime_dir, state_dir
 from hotpind.errors import ConfigError
+from tests.places import TOP
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -61,6 +63,7 @@ TWO_BACKENDS = ("[[chat.backend]]\nname = \"{}\"\nurl = \"http://a/v1\"\nmodel =
     ("[sever]\nport = 1\n", 1, "sever", "no such key"),
     ("server.port = true\n", 1, "server.port", "valid integer"),
     ("[auth]\nmode = \"closed\"\n", 2, "auth.mode", "'paired' or 'open'"),
+    ("[chat]\nfirst_token_deadline_s = 30.5\n", 2, "chat.first_token_deadline_s", "less than or equal to 30"),
     ("[stt]\ndeadline_s = 0\n", 2, "stt.deadline_s", "greater than 0"),
     ("[stt]\nuri = \"nas:10300\"\n", 2, "stt.uri", "'nas:10300' is no address of a Wyoming server; write tcp://"),
     ("[stt]\nuri = \"http://nas:10300\"\n", 2, "stt.uri", "write tcp://host:port or unix:///path"),
@@ -92,6 +95,30 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
     assert lines[-1].startswith("HOTPIN_LOG__LEVEL: log.level: ")
+
+
+@pytest.mark.parametrize(("name", "words"), [
+    ("HOTPIN_SERVER_PORT", "here HOTPIN_SERVER__PORT"),
+    ("HOTPIN_CHAT_GROQ_BASE_URL", "here HOTPIN_CHAT__GROQ__BASE_URL"),
+    ("HOTPIN_PORT", "such as HOTPIN_SERVER__PORT")])
+def test_a_variable_that_is_no_setting_is_named_with_what_was_meant(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config_file(None, {name: "8001"})
+    assert str(caught.value).startswith(f"{name}: there is no such setting; ")
+    assert str(caught.value).endswith(words)
+    # Beside other mistakes, not in their place.
+    with pytest.raises(ConfigError) as caught:
+        load_config_file(write(tmp_path, "[server]\nport = \"x\"\n"), {name: "8001"})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_variables_of_the_scripts_and_the_package_are_no_settings() -> None:
+    """Every name with the prefix that they use, so that a new one is not forgotten here."""
+    used: set[str] = set()
+    for file in [*(TOP / "scripts").iterdir(), *(TOP / "packaging").iterdir(), *(TOP / "systemd").glob("*.*")]:
+        used.update(re.findall(r"\bHOTPIN_[A-Z]+(?:_[A-Z]+)*\b(?!_)", file.read_text(encoding="utf-8")))
+    assert {"HOTPIN_PYTHON", "HOTPIN_START_PATIENCE"} <= used
+    assert load_config_file(None, dict.fromkeys(used, "x")) == Config()
 
 
 @pytest.mark.parametrize(("content", "words"), [

@@ -23,7 +23,7 @@ from hotpind.cli.ctl import app
 from hotpind.cli.daemon import command as hotpind_command
 from hotpind.config import reference
 from hotpind.config.load import load_config_file
-from hotpind.config.schema import Config
+from hotpind.config.schema import BackendTable, Config, GroqModel
 from hotpind.conversation import prompts
 from hotpind.discovery.records import Service
 from hotpind.wearable import protocol
@@ -180,15 +180,27 @@ def test_the_reference_and_the_settings_file_are_up_to_date() -> None:
 
 def test_the_settings_file_is_valid_as_it_is_and_with_every_key_uncommented(tmp_path: Path) -> None:
     assert load_config_file(reference.TOML_FILE, {}) == Config()
-    lines = text_of(reference.TOML_FILE).splitlines()
-    keys = [re.sub(r"^#(?=[a-z_]+ = )", "", line) for line in lines if not line.startswith("#[[")]
-    # The example of a server has keys that stand for a table of their own.
+    lines = [re.sub(r"^#(?=[a-z_]+ = |\[\[)", "", line) for line in text_of(reference.TOML_FILE).splitlines()]
     file = tmp_path / "all.toml"
-    file.write_text("\n".join(keys[:next(n for n, line in enumerate(keys) if line.startswith("name = \"nas\""))]))
+    # The list of servers is there twice: as a key with its default, and as the example of a table.
+    file.write_text("\n".join(line for line in lines if line != "backend = []"))
     data = tomllib.loads(file.read_text())
-    data["chat"].pop("backend")
-    assert load_config_file(file, {}) == Config()
     assert set(data) == set(Config.model_fields)
+    (server,) = data["chat"]["backend"]
+    assert set(server) == set(BackendTable.model_fields)
+    assert [set(each) for each in data["chat"]["groq"]["models"]] == 2 * [set(GroqModel.model_fields)]
+    loaded = load_config_file(file, {})
+    assert loaded.chat.backend == [BackendTable.model_validate(server)]
+    assert loaded.model_copy(update={"chat": loaded.chat.model_copy(update={"backend": []})}) == Config()
+
+
+def test_every_key_is_explained_with_its_default() -> None:
+    """Those of the tables that repeat included."""
+    text = " ".join(text_of(reference.TOML_FILE).replace("\n# ", " ").split())
+    for model in (GroqModel, BackendTable):
+        for key, field in model.model_fields.items():
+            default = "required" if field.is_required() else f"default {json.dumps(field.default)}"
+            assert f"{field.description} ({default}) #{key} = " in text, key
 
 
 @each_page

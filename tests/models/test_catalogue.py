@@ -36,6 +36,7 @@ def test_what_the_issue_asks_for_is_there() -> None:
         "base.en", "base.en-q5_1", "small.en", "small.en-q5_1", "base", "large-v3-turbo-q5_0")} <= from_hub
     for size in ("0.5", "1.5"):
         assert (f"Qwen/Qwen2.5-{size}B-Instruct-GGUF", f"qwen2.5-{size}b-instruct-q4_k_m.gguf") in from_hub
+    assert ("HuggingFaceTB/SmolLM2-1.7B-Instruct-GGUF", "smollm2-1.7b-instruct-q4_k_m.gguf") in from_hub
     for size in ("256M", "500M"):
         eyes = catalogue[f"smolvlm-{size.lower()}-instruct"].projector
         assert eyes is not None

