@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -21,7 +22,9 @@ from hotpind.cli.ctl import COMMANDS, app
 from hotpind.config import Config
 from hotpind.config.schema import PathsSection
 from hotpind.errors import ControlDenied
+from hotpind.speech.audio import PIN_RATE
 from tests.places import TOP
+from tests.wav import write_wav
 
 if TYPE_CHECKING:
     from typer import _click as click
@@ -89,7 +92,8 @@ def test_who_may_not_talk_to_the_daemon_is_told_about_sudo(arguments: list[str],
     question = runtime / "question.wav"
     runtime.mkdir()
     try:
-        subprocess.run(["sox", "-n", "-r", "16000", "-b", "16", question, "synth", "1", "sine", "300"], check=True)
+        tone = 9000 * np.sin(2 * np.pi * 300 * np.arange(PIN_RATE) / PIN_RATE)
+        question.write_bytes(write_wav(tone.astype(np.int16), PIN_RATE))
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(str(runtime / "control.sock"))
             listening.listen()
