@@ -34,6 +34,8 @@ from tests.pictures import noise
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 WORDS = 24
 """Tokens of an answer."""
+PATIENCE_S = 90.0
+"""For an engine to start, and for an answer: both take about a second on a machine that does nothing else."""
 BROKEN = b"\xff\xd8\xff\xe0 this is no picture"
 
 
@@ -75,10 +77,10 @@ class Asker:
 
     async def __call__(self, messages: list[dict[str, Any]], **options: Any) -> Reply:
         body = {"messages": messages, "stream": True, "temperature": 0.0, "max_tokens": WORDS, **options}
-        socket = await self.engine.ready(20)
+        socket = await self.engine.ready(PATIENCE_S)
         async with (aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as session,
                     session.post("http://localhost/v1/chat/completions", json=body,
-                                 timeout=aiohttp.ClientTimeout(total=20)) as response):
+                                 timeout=aiohttp.ClientTimeout(total=PATIENCE_S)) as response):
             if response.status != 200:
                 return Reply(response.status, error=(await response.json())["error"]["message"])
             reply = Reply(200)
@@ -217,7 +219,7 @@ async def test_a_broken_projector_is_told_in_one_sentence(files: VisionModel, tm
     engine.start()
     try:
         with pytest.raises(Exception, match="mmproj"):
-            await engine.ready(20)
+            await engine.ready(PATIENCE_S)
         assert engine.state is EngineState.UNUSABLE
         assert "\n" not in engine.detail
         assert "Traceback" not in engine.detail
@@ -239,7 +241,7 @@ async def test_the_local_backend_sends_the_picture_at_512_pixels(engine: Engine,
     model = LocalModel(engine, model="tiny-vision", sees_images=True, idle_s=0)
     backend = LocalBackend(model, settings, lookup=NameLookup(), reader=None)
     try:
-        events = [event async for event in backend.stream(asked(shot), quiet_s=20)]
+        events = [event async for event in backend.stream(asked(shot), quiet_s=PATIENCE_S)]
     finally:
         await backend.close()
         await model.close()
