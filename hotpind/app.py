@@ -7,7 +7,10 @@ import contextlib
 import logging
 import os
 import secrets
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from aiohttp import web
 
 from hotpind import __version__
 from hotpind.chat.chain import Chain
+from hotpind.chat.lookup import LookupResolver, NameLookup
 from hotpind.chat.messages import Picture
 from hotpind.chat.readiness import Readiness
 from hotpind.config import Config
@@ -39,6 +43,8 @@ from hotpind.models.store import ModelFiles, ModelStore
 from hotpind.speech.endpoint import Endpoint, EngineEndpoint, RemoteEndpoint
 from hotpind.speech.stt import Transcriber
 from hotpind.speech.tts import Synthesizer
+from hotpind.system.credential import PACKAGED_KEY, waits_for_restart
+from hotpind.system.findings import clock_fault
 from hotpind.system.sole import claim
 from hotpind.wearable.hub import Hub
 from hotpind.wearable.images import ImageIntake
@@ -57,6 +63,11 @@ _LOG = logging.getLogger(__name__)
 WORKER_THREADS = 3
 DRAIN_S = 10.0
 """How long a turn under way may go on speaking when the appliance is stopped."""
+CLOSE_S = 3.0
+"""How long the registry may take to write what is outstanding: the rest of the unit's TimeoutStopSec belongs to the
+answer under way and to the engines, and a card that is dying never ends."""
+LOOKUP_S = 2.0
+"""How long a request waits for the address of somebody else's speech server."""
 REMOTE_PLACES = 4
 """Requests sent at once to somebody else's speech server; our own engines take one after the other."""
 
@@ -112,7 +123,7 @@ class Appliance:
         self.metrics = Metrics()
         self.identity = await asyncio.to_thread(load_identity, self.state)
         self.registry = await DeviceRegistry.open(self.state)
-        self._stack.push_async_callback(self.registry.close)
+        self._stack.push_async_callback(within, CLOSE_S, self.registry.close, "the registry of devices")
         self.pairing = PairingService(self.registry, first_window_minutes=config.auth.first_window_minutes)
         self._stack.callback(self.pairing.close)
         self.gatekeeper = Gatekeeper(self.registry, mode=config.auth.mode, admin_secret=self.identity.admin_secret,
@@ -145,21 +156,22 @@ class Appliance:
                     store.ensure(name, report)
             return store.resolve(name, role)
 
+        resolver = LookupResolver(NameLookup(), timeout_s=LOOKUP_S)
         self.engines: list[Engine] = []
-        self.remotes = [RemoteServer(name, uri) for name, uri in (
+        self.remotes = [RemoteServer(name, uri, resolver) for name, uri in (
             ("speech-to-text", config.stt.uri), ("text-to-speech", config.tts.uri)) if uri]
 
-        def supervised(spec: EngineSpec) -> Engine:
-            engine = Engine(spec)
+        def supervised(spec: EngineSpec, *models: str) -> Engine:
+            engine = Engine(replace(spec, check=lambda: _verify(store, models)))
             self.engines.append(engine)
             return engine
 
         if not config.stt.uri:
             self.stt_engine = supervised(
-                whisper_spec(config, self.runtime, lambda: find(config.stt.model, Role.STT).main))
+                whisper_spec(config, self.runtime, lambda: find(config.stt.model, Role.STT).main), config.stt.model)
         if not config.tts.uri:
             self.tts_engine = supervised(
-                piper_spec(config, self.runtime, lambda: find(config.tts.voice, Role.TTS).main))
+                piper_spec(config, self.runtime, lambda: find(config.tts.voice, Role.TTS).main), config.tts.voice)
 
         def llm_files() -> tuple[Path, Path | None]:
             files = find(config.chat.local.model, Role.LLM)
@@ -168,12 +180,13 @@ class Appliance:
             return files.main, files.projector
 
         self.local = LocalModel(
-            supervised(llama_spec(config, self.runtime, llm_files)), model=config.chat.local.model,
+            supervised(llama_spec(config, self.runtime, llm_files), config.chat.local.model, config.chat.local.mmproj),
+            model=config.chat.local.model,
             sees_images=bool(config.chat.local.mmproj) or _has_eyes(store, config.chat.local.model),
             idle_s=config.chat.local.idle_unload_minutes * 60, may_unload=lambda: self.status.cloud == "online")
 
         def endpoint(engine: Engine | None, name: str, uri: str) -> Endpoint:
-            return EngineEndpoint(engine) if engine is not None else RemoteEndpoint(name, uri)
+            return EngineEndpoint(engine) if engine is not None else RemoteEndpoint(name, uri, resolver)
 
         self.transcriber = Transcriber(
             endpoint(self.stt_engine, "speech-to-text", config.stt.uri), language=config.stt.language,
@@ -288,6 +301,8 @@ class Appliance:
         self.local.idle_s = self.config.chat.local.idle_unload_minutes * 60
         self.chain.reconfigure(self.config.chat)
         self.chain.key_changed()
+        if await asyncio.to_thread(waits_for_restart, PACKAGED_KEY, self.state):
+            later.append(f"the key in {PACKAGED_KEY}")
         if live:
             _LOG.info("Applied: %s", ", ".join(live))
         if later:
@@ -375,7 +390,9 @@ class Appliance:
     def _faults(self) -> list[str]:
         refused = [f"reload refused: {self.reload_refused}"] if self.reload_refused else []
         keys = [backend.fault for backend in self.chain.status() if backend.fault]
-        return [*self.registry.notices, *(server.fault for server in self.remotes if server.fault), *keys, *refused]
+        clock = clock_fault(datetime.now(UTC).year)
+        return [*self.registry.notices, *(server.fault for server in self.remotes if server.fault),
+                *([clock] if clock else []), *keys, *refused]
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -386,6 +403,21 @@ class Appliance:
             "needs_restart": self.needs_restart, "announced_as": self._announcer.name if self._announcer else "",
             "announced_on": list(self._announcer.interfaces) if self._announcer else [],
         }
+
+
+async def within(seconds: float, close: Callable[[], Awaitable[None]], what: str) -> None:
+    """Close a part of the appliance, and leave it after some seconds: the end of the others must not wait for it."""
+    try:
+        async with asyncio.timeout(seconds):
+            await close()
+    except TimeoutError:
+        _LOG.warning("The end of %s took more than %.0f s and was not waited for", what, seconds)
+
+
+def _verify(store: ModelStore, names: Sequence[str]) -> None:
+    for name in names:
+        if name in store.catalogue:
+            store.verify(name)
 
 
 def _has_eyes(store: ModelStore, name: str) -> bool:

@@ -10,6 +10,11 @@ STILL_S=120
 
 [ "$(id -u)" -eq 0 ] || fail "installing needs root; run: sudo scripts/install.sh"
 command -v apt-get >/dev/null || fail "this is not a Debian system; see README.md for running it with scripts/run"
+case $(dpkg --print-architecture) in
+amd64 | arm64) ;;
+*) fail "hotpind needs a 64-bit system (amd64 or arm64), and this one is $(dpkg --print-architecture); on a Raspberry Pi \
+install the 64-bit Raspberry Pi OS" ;;
+esac
 [ -d /run/systemd/system ] || fail "this machine was not started by systemd; use scripts/run"
 
 # Installed by root itself: the build, as another user, would have to ask for sudo's password.
@@ -25,7 +30,8 @@ foreign=$(as_owner find "$TOP/.venv" "$TOP/.cache" "$TOP/dist" ! -user "$(as_own
 as_owner "$TOP/scripts/build-deb.sh" --fast --output "$TOP/dist"
 package=$(find "$TOP/dist" -maxdepth 1 -name "hotpind_*_$(dpkg --print-architecture).deb" -printf '%T@ %p\n' |
     sort -n | tail -n 1 | cut -d ' ' -f 2-)
-DEBIAN_FRONTEND=noninteractive apt-get install -y --allow-downgrades -o DPkg::Options::=--force-confold "$package"
+# Reinstalled when the version is the same: the clone may have changed without it.
+DEBIAN_FRONTEND=noninteractive apt-get install -y --reinstall --allow-downgrades -o DPkg::Options::=--force-confold "$package"
 
 systemctl --quiet is-enabled hotpind || {
     say "the service is disabled; start it with: sudo systemctl enable --now hotpind"

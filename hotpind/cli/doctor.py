@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import socket
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Collection, Iterator
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hotpind.chat.key import SETTING, KeySource, read_key_file
+from hotpind.chat.lookup import LookupResolver, NameLookup
 from hotpind.cli.control import call, settings_of
 from hotpind.config import Config
 from hotpind.config.paths import models_dir, state_dir
@@ -28,11 +30,13 @@ from hotpind.errors import ConfigError, ControlDenied, EngineUnavailable, Hotpin
 from hotpind.models.catalogue import Role
 from hotpind.models.store import ModelStore
 from hotpind.speech.audio import PIN_RATE, read_wav
+from hotpind.system.credential import PACKAGED_KEY
 from hotpind.system.findings import (
     UNIT,
     Finding,
     Verdict,
     disk_findings,
+    fault_findings,
     fine,
     machine_findings,
     parse_properties,
@@ -43,7 +47,6 @@ from hotpind.system.machine import read_machine, storage_of, tool_output
 
 PROBE_S = 2.0
 """Seconds for the appliance to say on its port that it is there."""
-PACKAGED_KEY = Path("/etc/hotpin/groq_api_key")
 _QUIET, _LOUD = 0.02, 0.999
 """Peak levels, as shares of full scale, of a recording that is too quiet or clipped."""
 _COLOURS = {Verdict.FINE: "green", Verdict.HINT: "yellow", Verdict.FAULT: "bold red"}
@@ -86,55 +89,75 @@ def _examine(config: Config) -> Iterator[Finding]:
     installed = properties.get("LoadState") == "loaded"
     port = list(port_findings(config))
     running = any(finding.verdict is Verdict.FINE for finding in port)
-    yield from machine_findings(read_machine(), datetime.now(UTC).year, running=running)
-    models = models_dir(config)
-    yield from disk_findings(models, storage_of(models) if models.exists() else None)
-    yield from unit_findings(properties)
+    machine = list(machine_findings(read_machine(), datetime.now(UTC).year, running=running))
+    yield from machine
+    models, state = models_dir(config), state_dir(config)
+    for place in one_for_each_disk(models, state):
+        yield from disk_findings(place, storage_of(place) if place.exists() else None)
+    unit = list(unit_findings(properties))
+    yield from unit
     if installed:
         yield from sandbox_findings(tool_output("systemd-analyze", "security", "--no-pager", UNIT))
     yield from port
+    if config.tls.enabled:
+        yield from port_findings(config, encrypted=True)
     yield from model_findings(config, models)
-    yield from remote_findings(config)
-    keys = list(key_findings(config, state_dir(config), PACKAGED_KEY if installed else None))
+    remote = list(remote_findings(config))
+    yield from remote
+    keys = list(key_findings(config, state, PACKAGED_KEY if installed else None))
     yield from keys
-    yield from refused_key_findings(config, keys)
+    yield from running_findings(config, [*machine, *unit, *remote, *keys])
 
 
-def port_findings(config: Config) -> Iterator[Finding]:
-    """Ask who answers on the appliance's port."""
-    host, port = config.server.host or "127.0.0.1", config.server.port
+def one_for_each_disk(*folders: Path) -> list[Path]:
+    """Leave out the folders that lie on the file system of an earlier one."""
+    found: dict[int, Path] = {}
+    for folder in folders:
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        found.setdefault(there.stat().st_dev, folder)
+    return list(found.values())
+
+
+def port_findings(config: Config, *, encrypted: bool = False) -> Iterator[Finding]:
+    """Ask who answers on the appliance's port; ``encrypted``: on that of TLS."""
+    topic, setting, scheme = ("tls port", "tls.port", "https") if encrypted else ("port", "server.port", "http")
+    host, port = config.server.host or "127.0.0.1", config.tls.port if encrypted else config.server.port
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    # The certificate is the appliance's own: pins know it by its fingerprint.
+    context = ssl._create_unverified_context() if encrypted else None  # noqa: S323 - nothing secret is sent
     try:
-        with urllib.request.urlopen(f"http://{where}/health", timeout=PROBE_S) as answer:
+        request = urllib.request.Request(f"{scheme}://{where}/health")  # noqa: S310 - the scheme is one of two
+        with urllib.request.urlopen(request, timeout=PROBE_S, context=context) as answer:  # noqa: S310 - as above
             body = answer.read(65536)
     except urllib.error.HTTPError as error:
         body = error.read(65536)
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ConnectionRefusedError):
-            yield Finding("port", Verdict.FAULT, f"nothing listens on {where}",
+            yield Finding(topic, Verdict.FAULT, f"nothing listens on {where}",
                           "start the appliance: systemctl start hotpind, or scripts/run")
         elif isinstance(reason, TimeoutError | socket.timeout):
-            yield Finding("port", Verdict.FAULT, f"whatever listens on {where} does not answer",
+            yield Finding(topic, Verdict.FAULT, f"whatever listens on {where} does not answer",
                           "systemctl restart hotpind")
         else:
-            yield Finding("port", Verdict.FAULT, f"whatever listens on {where} does not speak HTTP",
+            yield Finding(topic, Verdict.FAULT, f"whatever listens on {where} does not speak {scheme.upper()}",
                           f"another program has the port: sudo ss -ltnp 'sport = :{port}'")
         return
     if b"hotpin" in body:
-        yield fine("port", f"the appliance answers on {where}")
+        yield fine(topic, f"the appliance answers on {where}")
     else:
-        yield Finding("port", Verdict.FAULT, f"another program answers on {where}",
-                      f"find it with sudo ss -ltnp 'sport = :{port}', or change server.port")
+        yield Finding(topic, Verdict.FAULT, f"another program answers on {where}",
+                      f"find it with sudo ss -ltnp 'sport = :{port}', or change {setting}")
 
 
 def remote_findings(config: Config) -> Iterator[Finding]:
     """Ask the speech servers elsewhere whether they are there."""
+    resolver = LookupResolver(NameLookup(), timeout_s=PROBE_S)
     for what, name, uri in (("hearing", "stt.uri", config.stt.uri), ("voice", "tts.uri", config.tts.uri)):
         if not uri:
             continue
         try:
-            asyncio.run(ask(uri))
+            asyncio.run(ask(uri, resolver))
             yield fine(what, f"the server at {uri} answers")
         except EngineUnavailable as error:
             yield Finding(what, Verdict.FAULT, f"the server at {uri} {error}",
@@ -167,23 +190,16 @@ def key_findings(config: Config, state: Path, packaged: Path | None) -> Iterator
                       "get one at https://console.groq.com/keys and run `hotpinctl key set`")
 
 
-def refused_key_findings(config: Config, known: Collection[Finding] = ()) -> Iterator[Finding]:
-    """Ask the appliance, if it runs, what is wrong with its keys: only it knows whether a service takes them.
-
-    What is among the ``known`` findings is not told again.
-    """
+def running_findings(config: Config, known: Collection[Finding] = ()) -> Iterator[Finding]:
+    """Ask the appliance, if it runs, what is wrong with it; what is among the ``known`` findings is not told again."""
     try:
         status = asyncio.run(asyncio.wait_for(call("GET", "/api/v1/status", config=config), PROBE_S))
     except ControlDenied as error:
-        yield Finding("key", Verdict.HINT, "whether the key is accepted is not known", str(error))
+        yield Finding("service", Verdict.HINT, "what the appliance itself says is wrong is not known", str(error))
         return
     except (HotpinError, TimeoutError):
         return  # what is wrong with the appliance itself is told elsewhere
-    for backend in status.get("backends", []):
-        fault = str(backend.get("fault", ""))
-        told = backend.get("state") != "key-rejected" and any(finding.text in fault for finding in known)
-        if fault and not told:
-            yield Finding("key", Verdict.FAULT, fault)
+    yield from fault_findings(status, known)
 
 
 def wav_findings(path: Path) -> Iterator[Finding]:

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 
-from wyoming.client import AsyncClient
+from aiohttp.abc import AbstractResolver
+from wyoming.client import AsyncClient, AsyncTcpClient
 from wyoming.info import Describe, Info
 
 from hotpind.errors import EngineUnavailable
@@ -22,15 +23,36 @@ ASK_AGAIN_S = 5.0
 ASK_DEADLINE_S = 3.0
 
 
-async def ask(uri: str) -> None:
+async def connected(uri: str, resolver: AbstractResolver | None = None) -> AsyncClient:
+    """Connect to a Wyoming server, at the first of its addresses that takes the connection.
+
+    ``resolver`` looks its name up. Without one asyncio does, in a thread that the end of the program waits for, however
+    long the name server keeps silent. Raises `OSError`, and `ValueError` for what is no address.
+    """
+    client = AsyncClient.from_uri(uri)
+    if resolver is None or not isinstance(client, AsyncTcpClient):
+        await client.connect()
+        return client
+    failure = OSError(f"the name {client.host} has no address")
+    for address in await resolver.resolve(client.host, client.port):
+        client = AsyncTcpClient(address["host"], address["port"])
+        try:
+            await client.connect()
+        except OSError as error:
+            failure = error
+        else:
+            return client
+    raise failure
+
+
+async def ask(uri: str, resolver: AbstractResolver | None = None) -> None:
     """Have a Wyoming server describe itself; unlike ping, every kind of server answers that.
 
-    Raises `EngineUnavailable` with a phrase that says what is wrong.
+    ``resolver`` is that of `connected`. Raises `EngineUnavailable` with a phrase that says what is wrong.
     """
     try:
         async with asyncio.timeout(ASK_DEADLINE_S):
-            client = AsyncClient.from_uri(uri)
-            await client.connect()
+            client = await connected(uri, resolver)
             try:
                 await client.write_event(Describe().event())
                 while (event := await client.read_event()) is not None:
@@ -51,10 +73,14 @@ async def ask(uri: str) -> None:
 class RemoteServer:
     """Watches one server."""
 
-    def __init__(self, name: str, uri: str) -> None:
-        """Take the server at ``uri``, called ``name`` in messages; it is not asked before `watch`."""
+    def __init__(self, name: str, uri: str, resolver: AbstractResolver | None = None) -> None:
+        """Take the server at ``uri``, called ``name`` in messages; it is not asked before `watch`.
+
+        ``resolver`` is that of `connected`.
+        """
         self.name = name
         self.uri = uri
+        self._resolver = resolver
         self.fault = ""
         """What is wrong with it, one sentence; empty while it answers and before it was asked."""
         self._answered = asyncio.Event()
@@ -76,7 +102,7 @@ class RemoteServer:
 
     async def _ask(self) -> None:
         try:
-            await ask(self.uri)
+            await ask(self.uri, self._resolver)
         except EngineUnavailable as error:
             fault = f"the {self.name} server at {self.uri} {error}; check that it runs and can be reached"
             if not self.fault:

@@ -41,8 +41,10 @@ DYING_S = 1.0
 """A dying process closes its socket before its parent learns of its end: how long the news may take."""
 MEND_S = 15.0
 """How often an engine that a person has to mend is tried again."""
-
-
+DOUBTFUL_LIVES = 3
+"""After so many lives in a row that ended early, the files of the engine's model are read and compared."""
+EARLY_S = 60.0
+"""A life shorter than this ended early."""
 LONGEST_REASON = 300
 """Characters of a library's message that are shown as the reason."""
 
@@ -74,6 +76,9 @@ class EngineSpec:
     nice: int = 0
     """Added to the daemon's own nice value: speaking before thinking before listening ahead."""
     environ: Mapping[str, str] = field(default_factory=dict)
+    check: Callable[[], object] | None = None
+    """Reads the model's files and compares them with what was installed: a worn card changes them without a trace in
+    size or time. Asked in a thread when the engine does not live. Raises `HotpinError`."""
 
 
 class Engine:
@@ -195,10 +200,18 @@ class Engine:
         name = self.spec.name
         if before:
             await asyncio.wait(before)
+        early = 0
         while True:
             started = self._clock()
             try:
-                why, mendable = await self._one_life(await off_loop(self.spec.arguments, f"find {name}"))
+                arguments = await off_loop(self.spec.arguments, f"find {name}")
+                if early >= DOUBTFUL_LIVES:
+                    await self._check()
+                    early, started = 0, self._clock()
+                why, mendable = await self._one_life(arguments)
+                if mendable:
+                    # What it stumbled over may be the model, and then the better sentence says what to do about it.
+                    await self._check()
             except HotpinError as error:
                 why, mendable = str(error), True
             except OSError as error:
@@ -212,12 +225,18 @@ class Engine:
                 self._set(EngineState.UNUSABLE, why)
                 await asyncio.sleep(MEND_S)
                 continue
-            delay = self._backoff.after_life_of(self._clock() - started)
+            lived = self._clock() - started
+            early = early + 1 if lived < EARLY_S else 0
+            delay = self._backoff.after_life_of(lived)
             self.restarts += 1
             _LOG.warning("The %s engine ended (%s); starting it again in %.1f s", name, why, delay)
             self._set(EngineState.WAITING, why)
             await asyncio.sleep(delay)
             self._set(EngineState.STARTING)
+
+    async def _check(self) -> None:
+        if self.spec.check is not None:
+            await off_loop(self.spec.check, f"check {self.spec.name}")
 
     async def _one_life(self, arguments: Sequence[str]) -> tuple[str, bool]:
         """Run one process to its end; return why it ended and whether a person has to mend something."""

@@ -26,6 +26,9 @@ LOCK_POLL_S = 0.2
 GIT_SHA1 = "git-sha1"
 """How git, and so the Hugging Face hub, names small files: SHA-1 of ``blob <size>\\0`` and the bytes."""
 
+SERVICE_WRITES = "for the service, also name it in ReadWritePaths=: see Install in README.md"
+"""The unit's sandbox leaves the rest of the file system read-only."""
+
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -102,7 +105,8 @@ def need_space(directory: Path, needed: int, model: str) -> None:
     if needed + RESERVE_BYTES > free:
         raise ModelFileError(
             f"there is not enough room for {model} in {directory}: {megabytes(needed + RESERVE_BYTES)} are needed "
-            f"and {megabytes(free)} are free; make room or set paths.models to a directory on another disk")
+            f"and {megabytes(free)} are free; make room or set paths.models to a directory on another disk "
+            f"({SERVICE_WRITES})")
 
 
 @contextmanager
@@ -121,8 +125,8 @@ def storage_errors(directory: Path, model: str) -> Iterator[None]:
                 f"{error.filename or model} in {directory} grew past the largest file that may be written there "
                 f"(RLIMIT_FSIZE or the file system's limit); raise it and run the same command again") from None
         where = error.filename or directory
-        raise ModelFileError(f"{model} cannot be stored: {where}: {error.strerror or error}; "
-                             f"check paths.models and its owner") from None
+        advice = SERVICE_WRITES if error.errno == errno.EROFS else "check paths.models and its owner"
+        raise ModelFileError(f"{model} cannot be stored: {where}: {error.strerror or error}; {advice}") from None
 
 
 @contextmanager

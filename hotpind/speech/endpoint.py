@@ -9,10 +9,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from aiohttp.abc import AbstractResolver
 from wyoming.client import AsyncClient
 from wyoming.error import Error
 from wyoming.event import Event
 
+from hotpind.engines.remote import connected
 from hotpind.engines.supervisor import Engine
 from hotpind.errors import EngineBroke, EngineTimeout, EngineUnavailable
 
@@ -27,6 +29,8 @@ class Endpoint(Protocol):
     """A Wyoming server and what to do when it hangs."""
 
     name: str
+    resolver: AbstractResolver | None
+    """Looks up the name in the address, if it has one."""
 
     async def uri(self, *, refused: bool = False) -> str:
         """Return the address, waiting for a restart if need be; ``refused``: the one before took no connection.
@@ -48,6 +52,7 @@ class EngineEndpoint:
         """Wrap a supervised engine."""
         self.engine = engine
         self.name = engine.spec.name
+        self.resolver: AbstractResolver | None = None
 
     async def uri(self, *, refused: bool = False) -> str:
         """See `Endpoint.uri`."""
@@ -65,9 +70,10 @@ class EngineEndpoint:
 class RemoteEndpoint:
     """Somebody else's Wyoming server."""
 
-    def __init__(self, name: str, uri: str) -> None:
-        """Take the server at ``uri`` (tcp://host:port or unix:///path)."""
+    def __init__(self, name: str, uri: str, resolver: AbstractResolver | None = None) -> None:
+        """Take the server at ``uri`` (tcp://host:port or unix:///path); ``resolver`` as in `connected`."""
         self.name = name
+        self.resolver = resolver
         self._uri = uri
 
     async def uri(self, *, refused: bool = False) -> str:
@@ -94,11 +100,11 @@ async def conversation(endpoint: Endpoint, deadline_s: float) -> AsyncIterator[A
     `EngineTimeout` or `EngineBroke`.
     """
     try:
-        client = await _connected(await endpoint.uri())
+        client = await _connected(await endpoint.uri(), endpoint.resolver)
     except (OSError, TimeoutError):
         uri = await endpoint.uri(refused=True)
         try:
-            client = await _connected(uri)
+            client = await _connected(uri, endpoint.resolver)
         except (OSError, TimeoutError):
             raise EngineUnavailable(f"the {endpoint.name} engine at {uri} does not accept connections") from None
     try:
@@ -117,17 +123,15 @@ async def conversation(endpoint: Endpoint, deadline_s: float) -> AsyncIterator[A
                 await client.disconnect()
 
 
-async def _connected(uri: str) -> AsyncClient:
+async def _connected(uri: str, resolver: AbstractResolver | None) -> AsyncClient:
     try:
-        client = AsyncClient.from_uri(uri)
         # Not the library's own connect_timeout: it uses wait_for, which in Python 3.11 can swallow a cancellation that
         # arrives as the connection is made, and a turn that was to be stopped would wait for ever.
         async with asyncio.timeout(CONNECT_DEADLINE_S):
-            await client.connect()
+            return await connected(uri, resolver)
     except ValueError:
         # Also for a host name that cannot be one.
         raise EngineUnavailable(f"{uri} is not an address; use tcp://host:port or unix:///path") from None
-    return client
 
 
 async def next_event(client: AsyncClient, endpoint: Endpoint) -> Event:

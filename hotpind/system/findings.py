@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from hotpind.system.machine import Machine, Storage
 
@@ -23,6 +24,8 @@ SLOW_GOVERNOR = "powersave"
 WORN_PERCENT = 80
 BUILT_YEAR = 2025
 """A clock that shows an earlier year has not been set since the machine was switched on."""
+FAULT_MARK = "fault: "
+"""What follows in the status line of a running service has to be mended."""
 MOST_EXPOSED = 1.5
 """systemd's exposure score of the packaged unit is below this."""
 
@@ -70,13 +73,24 @@ def machine_findings(machine: Machine, year: int, *, running: bool) -> Iterator[
                       "give it a heat sink or a fan")
     yield from _power_findings(machine)
     if year < BUILT_YEAR:
-        yield Finding("clock", Verdict.FAULT, f"the clock shows the year {year}, so secure connections fail",
-                      "connect the network once, or set it: sudo timedatectl set-time 'YYYY-MM-DD HH:MM'")
+        yield Finding("clock", Verdict.FAULT, _clock_shows(year), _SET_CLOCK)
     elif machine.clock_synchronised is False:
         yield Finding("clock", Verdict.HINT, "the clock follows no time server",
                       "sudo timedatectl set-ntp true")
     else:
         yield fine("clock", "set" if machine.clock_synchronised is None else "set by a time server")
+
+
+def clock_fault(year: int) -> str:
+    """Return one sentence about a clock that cannot be right; empty when it can."""
+    return f"{_clock_shows(year)}; {_SET_CLOCK}" if year < BUILT_YEAR else ""
+
+
+def _clock_shows(year: int) -> str:
+    return f"the clock shows the year {year}, so secure connections fail"
+
+
+_SET_CLOCK = "connect the network once, or set it: sudo timedatectl set-time 'YYYY-MM-DD HH:MM'"
 
 
 def _power_findings(machine: Machine) -> Iterator[Finding]:
@@ -125,7 +139,9 @@ def unit_findings(properties: Mapping[str, str]) -> Iterator[Finding]:
         return
     state, status = properties.get("ActiveState", ""), properties.get("StatusText", "")
     restarts = int(properties.get("NRestarts") or 0)
-    if state == "active":
+    if state == "active" and FAULT_MARK in status:
+        yield Finding("service", Verdict.FAULT, f"running: {status}", "`hotpinctl status` names every fault")
+    elif state == "active":
         yield fine("service", status or "running")
     elif state in {"activating", "reloading", "deactivating"}:
         yield Finding("service", Verdict.HINT, f"{state}: {status}" if status else state,
@@ -144,6 +160,21 @@ def unit_findings(properties: Mapping[str, str]) -> Iterator[Finding]:
 def parse_properties(text: str) -> dict[str, str]:
     """Parse the ``Name=value`` lines of ``systemctl show``."""
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def fault_findings(status: Mapping[str, Any], known: Collection[Finding] = ()) -> Iterator[Finding]:
+    """Take over what the running appliance calls a fault; ``status`` is that of `hotpinctl status --json`.
+
+    What is among the ``known`` findings is not told again, but for a key that a service refuses: only the appliance
+    knows that.
+    """
+    rows = {str(row.get("fault", "")): str(row.get("state", "")) for row in status.get("backends", [])}
+    faults = [*map(str, status.get("faults", [])), *rows]
+    for fault in filter(None, dict.fromkeys(faults)):
+        told = any(finding.text in fault or fault in finding.text for finding in known
+                   if finding.verdict is not Verdict.FINE)
+        if rows.get(fault) == "key-rejected" or not told:
+            yield Finding("key" if fault in rows else "service", Verdict.FAULT, fault)
 
 
 def sandbox_findings(text: str) -> Iterator[Finding]:

@@ -11,8 +11,8 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
-LONGEST_STATUS = 200
-"""Characters; `systemctl status` shows one line."""
+LONGEST_STATUS = 500
+"""Characters; `systemctl status` shows one line, which has to hold a fault with two digests and the advice."""
 
 
 class Notifier:

@@ -15,6 +15,7 @@ from hotpind.chat.messages import BackendStatus
 from hotpind.conversation.turn import TurnRecord
 from hotpind.engines.remote import RemoteServer
 from hotpind.engines.supervisor import Engine, EngineState
+from hotpind.system.findings import FAULT_MARK
 from hotpind.system.logs import TURN_STAGE, fields
 
 _LOG = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class Status:
         if activity:
             parts.append(activity)
         if faults:
-            parts.append("fault: " + faults[0])
+            parts.append(FAULT_MARK + faults[0])
         return ", ".join(parts)
 
     def full(self) -> dict[str, Any]:

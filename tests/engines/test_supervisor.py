@@ -51,7 +51,10 @@ ENGINE = textwrap.dedent("""
     parser.add_argument("--socket", type=Path)
     parser.add_argument("--parent", type=int)
     parser.add_argument("--refuse", default="")
+    parser.add_argument("--crash", action="store_true")
     args = parser.parse_args()
+    if args.crash:
+        os.abort()
     if args.refuse:
         refuse(args.refuse)
     run_engine(partial(serve_wyoming, args.socket, Handler, colour="blue"), parent=args.parent)
@@ -66,12 +69,13 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     script = tmp_path / "engine.py"
     script.write_text(ENGINE)
 
-    def make(*arguments: str, find: Callable[[], None] = lambda: None) -> Engine:
+    def make(*arguments: str, find: Callable[[], None] = lambda: None,
+             check: Callable[[], object] | None = None) -> Engine:
         def command() -> list[str]:
             find()
             return [str(script), *arguments]
 
-        engine = Engine(EngineSpec("test", command, tmp_path / "e.sock", ping_wyoming))
+        engine = Engine(EngineSpec("test", command, tmp_path / "e.sock", ping_wyoming, check=check))
         engines.append(engine)
         return engine
 
@@ -207,6 +211,51 @@ async def test_an_engine_that_cannot_be_used_says_why_and_is_tried_again(
 
 async def test_a_refusal_of_the_child_is_its_sentence(make: Make) -> None:
     engine = make("--refuse", "the voice has\nno speakers")
+    engine.start()
+    with pytest.raises(EngineUnavailable, match="the voice has no speakers"):
+        await engine.ready(20)
+
+
+ROTTEN = "model.bin is broken: expected SHA-256 11, found 22; fetch it again"
+
+
+async def test_an_engine_that_does_not_live_has_its_model_read(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "MEND_S", 0.2)
+    threads: list[str] = []
+    rotten = True
+
+    def check() -> None:
+        threads.append(threading.current_thread().name)
+        if rotten:
+            raise ModelFileError(ROTTEN)
+
+    engine = make("--crash", check=check)
+    engine.start()
+    with pytest.raises(EngineUnavailable, match="expected SHA-256 11, found 22"):
+        await engine.ready(30)
+    assert engine.state is EngineState.UNUSABLE
+    assert engine.restarts == supervisor.DOUBTFUL_LIVES
+    await until(lambda: len(threads) >= 3)
+    assert engine.restarts == supervisor.DOUBTFUL_LIVES, "it is not started with a model that is known to be broken"
+    assert set(threads) == {"check test"}, "the event loop goes on meanwhile"
+    rotten = False
+    checked = len(threads)
+    await until(lambda: engine.restarts > supervisor.DOUBTFUL_LIVES)
+    assert len(threads) <= checked + 1, "a model that was found intact is not read before each life"
+
+
+async def test_a_refusal_because_of_a_broken_model_says_what_to_do(make: Make) -> None:
+    def check() -> None:
+        raise ModelFileError(ROTTEN)
+
+    engine = make("--refuse", "the voice cannot be parsed", check=check)
+    engine.start()
+    with pytest.raises(EngineUnavailable, match="fetch it again"):
+        await engine.ready(20)
+
+
+async def test_an_intact_model_leaves_the_refusal_as_it_is(make: Make) -> None:
+    engine = make("--refuse", "the voice has no speakers", check=lambda: None)
     engine.start()
     with pytest.raises(EngineUnavailable, match="the voice has no speakers"):
         await engine.ready(20)

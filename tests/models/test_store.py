@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -185,6 +186,24 @@ def test_a_directory_that_cannot_be_made_is_one_sentence(store: ModelStore, cont
     blocked = ModelStore(tmp_path / "file" / "models", store.catalogue)
     with pytest.raises(ModelFileError, match=r"m cannot be stored: .*Not a directory; check paths\.models"):
         blocked.ensure("m")
+
+
+def test_another_disk_is_named_with_what_the_service_needs_for_it(
+        store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "RESERVE_BYTES", 10**18)
+    with pytest.raises(ModelFileError, match=r"set paths\.models to a directory on another disk \(.*ReadWritePaths="):
+        store.ensure("m")
+
+
+def test_a_directory_that_the_sandbox_keeps_read_only_is_told_apart(
+        store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root of a container may not be able to mount anything, the refusal is staged."""
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(store.root))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(ModelFileError, match=r"Read-only file system; for the service, .*ReadWritePaths=: see Install"):
+        store.ensure("m")
 
 
 def test_a_second_thread_waits_for_the_first(store: ModelStore) -> None:

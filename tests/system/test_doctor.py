@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import socketserver
@@ -19,14 +20,16 @@ from hotpind.cli.doctor import (
     doctor,
     key_findings,
     model_findings,
+    one_for_each_disk,
     port_findings,
-    refused_key_findings,
     register,
+    running_findings,
     wav_findings,
 )
 from hotpind.config import Config
 from hotpind.config.paths import control_socket, models_dir
 from hotpind.system.findings import Finding, Verdict
+from hotpind.web.tls import load_tls
 from tests.wav import write_wav
 
 KEY = "gsk_0123456789abcdef"
@@ -95,6 +98,30 @@ def test_a_port_where_nobody_or_no_http_is() -> None:
     assert "nothing listens" in only(port_findings(at_port(port))).text
 
 
+def test_the_encrypted_port(page: HTTPServer, tmp_path: Path) -> None:
+    page.body = b'{"status":"ok","service":"hotpin"}'  # type: ignore[attr-defined]  # read by Page
+    plain = Config.model_validate({"tls": {"enabled": True, "port": page.server_port}})
+    assert only(port_findings(plain, encrypted=True)) == Finding(
+        "tls port", Verdict.FAULT, f"whatever listens on 127.0.0.1:{page.server_port} does not speak HTTPS",
+        f"another program has the port: sudo ss -ltnp 'sport = :{page.server_port}'")
+    tls = asyncio.run(load_tls(tmp_path, "hotpin-kitchen.local"))
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        server.body = page.body  # type: ignore[attr-defined]  # as above
+        server.socket = tls.context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        encrypted = Config.model_validate({"server": {"host": "127.0.0.1"},
+                                           "tls": {"enabled": True, "port": server.server_port}})
+        assert only(port_findings(encrypted, encrypted=True)).verdict is Verdict.FINE
+        server.shutdown()
+    assert "nothing listens" in only(port_findings(encrypted, encrypted=True)).text
+
+
+def test_every_disk_is_looked_at_once(tmp_path: Path) -> None:
+    assert one_for_each_disk(tmp_path / "models", tmp_path / "state") == [tmp_path / "models"]
+    assert one_for_each_disk(tmp_path / "models", Path("/proc/not/there")) == [tmp_path / "models",
+                                                                              Path("/proc/not/there")]
+
+
 def test_keys_are_found_and_never_shown(home: Path) -> None:
     assert only(key_findings(Config(), home, None)).verdict is Verdict.HINT
     packaged = home / "packaged"
@@ -143,10 +170,10 @@ def test_a_key_that_a_service_refuses_is_a_fault(daemon: tuple[socketserver.Unix
     server, config = daemon
     well = {"name": "local", "state": "online", "fault": ""}
     server.body = backends({"name": "groq", "state": "online", "fault": ""}, well)  # type: ignore[attr-defined]
-    assert list(refused_key_findings(config)) == []
+    assert list(running_findings(config)) == []
     server.body = backends(  # type: ignore[attr-defined]
         {"name": "groq", "state": "key-rejected", "fault": REJECTED}, well)
-    assert list(refused_key_findings(config)) == [Finding("key", Verdict.FAULT, REJECTED)]
+    assert list(running_findings(config)) == [Finding("key", Verdict.FAULT, REJECTED)]
 
 
 def test_a_key_file_that_cannot_be_used_is_told_once(daemon: tuple[socketserver.UnixStreamServer, Config]) -> None:
@@ -154,15 +181,28 @@ def test_a_key_file_that_cannot_be_used_is_told_once(daemon: tuple[socketserver.
     known = [Finding("key", Verdict.FAULT, "/mine: this file does not hold an API key")]
     problem = f"groq: {known[0].text}"
     server.body = backends({"name": "groq", "state": "off", "fault": problem})  # type: ignore[attr-defined]
-    assert list(refused_key_findings(config, known)) == []
-    assert [finding.text for finding in refused_key_findings(config)] == [problem]
+    assert list(running_findings(config, known)) == []
+    assert [finding.text for finding in running_findings(config)] == [problem]
     both = f"{problem}; {REJECTED}"
     server.body = backends({"name": "groq", "state": "key-rejected", "fault": both})  # type: ignore[attr-defined]
-    assert [finding.text for finding in refused_key_findings(config, known)] == [both]
+    assert [finding.text for finding in running_findings(config, known)] == [both]
+
+
+def test_what_the_appliance_calls_a_fault_is_one(daemon: tuple[socketserver.UnixStreamServer, Config]) -> None:
+    server, config = daemon
+    broken = "the piper engine: /models/voice.onnx is broken"
+    rows = [{"name": "groq", "state": "key-rejected", "fault": REJECTED}]
+    server.body = json.dumps({"faults": [broken, REJECTED], "backends": rows}).encode()  # type: ignore[attr-defined]
+    assert list(running_findings(config)) == [Finding("service", Verdict.FAULT, broken),
+                                              Finding("key", Verdict.FAULT, REJECTED)]
+    shown = Finding("service", Verdict.FAULT, f"running: local, 0 devices, fault: {broken}")
+    assert list(running_findings(config, [shown])) == [Finding("key", Verdict.FAULT, REJECTED)]
+    server.body = b'{"faults": [], "backends": []}'  # type: ignore[attr-defined]  # read by AtSocket
+    assert list(running_findings(config)) == []
 
 
 def test_without_an_appliance_nothing_is_said_of_refused_keys(home: Path) -> None:
-    assert list(refused_key_findings(Config.model_validate({"paths": {"runtime": str(home)}}))) == []
+    assert list(running_findings(Config.model_validate({"paths": {"runtime": str(home)}}))) == []
 
 
 def test_recordings(tmp_path: Path) -> None:

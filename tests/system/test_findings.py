@@ -10,6 +10,7 @@ import pytest
 from hotpind.system.findings import (
     Finding,
     Verdict,
+    clock_fault,
     disk_findings,
     machine_findings,
     parse_properties,
@@ -59,6 +60,8 @@ def test_memory_that_the_appliance_itself_uses_is_no_fault() -> None:
 
 def test_a_clock_at_1970() -> None:
     assert judge(PI, year=1970) == {"clock": Verdict.FAULT}
+    assert "the clock shows the year 1970" in clock_fault(1970)
+    assert clock_fault(2026) == ""
 
 
 def test_disk(tmp_path: Path) -> None:
@@ -78,6 +81,8 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("LoadState=not-found\nActiveState=inactive\n", []),
     ("LoadState=loaded\nActiveState=active\nStatusText=online, 2 devices\nNRestarts=0\n",
      [(Verdict.FINE, "online, 2 devices")]),
+    ("LoadState=loaded\nActiveState=active\nStatusText=local, 1 device, fault: the database was damaged\nNRestarts=0\n",
+     [(Verdict.FAULT, "running: local, 1 device, fault: the database was damaged")]),
     ("LoadState=loaded\nActiveState=failed\nResult=watchdog\nNRestarts=3\n",
      [(Verdict.FAULT, "failed (watchdog)"), (Verdict.HINT, "systemd had to restart it, 3 times")]),
     ("LoadState=loaded\nActiveState=activating\nStatusText=loading models\n",

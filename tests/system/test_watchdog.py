@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from hotpind.app import Appliance
+from hotpind.cli import daemon
+from hotpind.config import Config
+from hotpind.engines.supervisor import EngineState
+from hotpind.system.logs import Log
 from hotpind.system.notify import Notifier
 from hotpind.system.watchdog import Watchdog, watchdog_interval
 
@@ -61,6 +69,58 @@ async def test_unhealthy_within_the_grace_still_pings_and_beyond_it_does_not(man
     assert not await dog.beat()
     assert await dog.beat()
     assert pings(manager) == 3
+
+
+class Speech:
+    """As much of an appliance as the daemon serves with."""
+
+    def __init__(self) -> None:
+        self.stt_engine: Any = SimpleNamespace(state=EngineState.READY)
+        self.tts_engine: Any = SimpleNamespace(state=EngineState.READY)
+        self.status = SimpleNamespace(line=lambda: "local, 0 devices")
+        self.store = SimpleNamespace(catalogue={})
+
+    speech_works = Appliance.speech_works
+
+
+@pytest.mark.parametrize("engine", ["stt_engine", "tts_engine"])
+async def test_the_daemon_pings_while_the_speech_engines_answer(
+        manager: socket.socket, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.getsockname())
+    monkeypatch.setenv("WATCHDOG_USEC", "300000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    defaults = Watchdog.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "grace_s", 0.3)
+    monkeypatch.setattr(daemon, "hint_for", lambda *_: None)
+
+    async def heard(seconds: float) -> int:
+        with contextlib.suppress(BlockingIOError):
+            while manager.recv(999):
+                pass
+        await asyncio.sleep(seconds)
+        count = 0
+        with contextlib.suppress(BlockingIOError):
+            while message := manager.recv(999):
+                count += message == b"WATCHDOG=1"
+        return count
+
+    serving = daemon.Daemon(Config(), None, cast(Log, None), show_self_test=False, once=False)
+    appliance: Any = Speech()
+    task = asyncio.create_task(serving._serve(appliance))
+    try:
+        assert await heard(1.0) >= 2
+        getattr(appliance, engine).state = EngineState.WAITING
+        await asyncio.sleep(0.6)
+        assert await heard(0.5) == 0
+        getattr(appliance, engine).state = EngineState.READY
+        assert await heard(1.0) >= 2
+    finally:
+        serving._stop.set()
+        await task
+        for each in serving._tasks:
+            each.cancel()
+        await asyncio.gather(*serving._tasks, return_exceptions=True)
 
 
 async def test_engines_that_never_answer_get_no_ping_after_the_grace(manager: socket.socket) -> None:
