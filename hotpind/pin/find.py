@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ MOST_FOUND = 64
 MOST_ADDRESSES = 1000
 CACHE_FLUSH_S = 1.2
 
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -46,7 +49,14 @@ class Found:
     @property
     def urls(self) -> tuple[URL, ...]:
         """Base URLs to try in order; encrypted ones when the appliance has them."""
-        scheme, port = ("https", self.tls_port) if self.tls_port and self.fingerprint else ("http", self.port)
+        return self.encrypted_urls if self.fingerprint and self.tls_port else self._at("http", self.port)
+
+    @property
+    def encrypted_urls(self) -> tuple[URL, ...]:
+        """Base URLs of the encrypted port, for a pin that knows a certificate already; empty when there is none."""
+        return self._at("https", self.tls_port) if self.tls_port else ()
+
+    def _at(self, scheme: str, port: int) -> tuple[URL, ...]:
         return tuple(URL.build(scheme=scheme, host=address, port=port, path="/") for address in self.addresses)
 
 
@@ -241,12 +251,13 @@ def read_service(info: AsyncServiceInfo) -> Found:
     """Read an announcement; what is missing or malformed in it counts as not said."""
     text = {key: value or "" for key, value in info.decoded_properties.items()}
     addresses = sorted(set(info.parsed_scoped_addresses()), key=_preference)
-    port = text.get("tls", "")
+    port, fingerprint = text.get("tls", ""), text.get("fp", "").lower()
     return Found(
-        name=info.name.removesuffix("." + info.type), appliance_id=text.get("id", ""), addresses=tuple(addresses),
+        # Shown on terminals, and chosen by whoever announces.
+        name="".join(letter for letter in info.name.removesuffix("." + info.type) if letter.isprintable()), appliance_id=text.get("id", ""), addresses=tuple(addresses),
         port=info.port or 0, auth=text.get("auth", "paired"), pairing_open=text.get("pair") == "open",
         tls_port=int(port) if port.isascii() and port.isdigit() and int(port) < 65536 else 0,
-        fingerprint=text.get("fp", ""))
+        fingerprint=fingerprint if _FINGERPRINT.fullmatch(fingerprint) else "")
 
 
 def _preference(address: str) -> tuple[bool, bool, str]:

@@ -23,6 +23,7 @@ from hotpind.pin.turn import Limits
 HEAD_START_S = 1.0
 """The remembered address has this long before the network is searched as well."""
 _FINGERPRINT_DIGITS = 64
+_FORGET = "delete the pin's memory and pair it again if the appliance was set up anew or has TLS off now."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ Browse = Callable[[str], Awaitable[Found]]
 async def reach(wishes: Wishes, *, say: Say = lambda _: None, browse: Browse = find.find) -> Pin:
     """Return a connected pin; the caller closes it.
 
-    ``say`` is told, in sentences, what goes on. What worked is remembered. Raises `PinOfflineError`,
+    ``say`` is told, in sentences, what goes on. What worked is remembered. A pin that knows a certificate talks and
+    pairs with nothing but that, unless address and token are both given. Raises `PinOfflineError`,
     `PinRefusedError` or `PinError` (a bad address, or a memory that cannot be used).
     """
     memory = await asyncio.to_thread(load_memory, wishes.memory_file)
@@ -117,20 +119,27 @@ class _Trip:
         self._say = say
         self._token = wishes.token or memory.token
         self._fingerprint = wishes.fingerprint or memory.fingerprint
+        # Who shows the certificate's key is the appliance. Plain text would hand the token to whoever took its address.
+        self._encrypted_only = bool(self._fingerprint) and not (wishes.url and wishes.token)
 
     async def connect_to(self, found: Found) -> Pin:
         """Connect to an appliance that announced itself, at the first of its addresses that answers."""
-        if not found.urls:
-            raise PinOfflineError(f"{found.name} announces no address.")
-        self._say(f"Found {found.name} at {found.urls[0]}.")
+        urls = found.encrypted_urls if self._encrypted_only else found.urls
+        if not urls:
+            why = "no encrypted port, and this pin knows a certificate; " + _FORGET if found.urls else "no address."
+            raise PinOfflineError(f"{found.name} announces {why}")
+        self._say(f"Found {found.name} at {urls[0]}.")
         self._met(found)
-        for url in found.urls[:-1]:
+        for url in urls[:-1]:
             with contextlib.suppress(PinOfflineError):
                 return await self.connect(url, expects_token=found.auth == "paired")
-        return await self.connect(found.urls[-1], expects_token=found.auth == "paired")
+        return await self.connect(urls[-1], expects_token=found.auth == "paired")
 
     async def connect(self, base: URL, *, expects_token: bool = False, may_pair: bool = True) -> Pin:
         """Connect, pairing first when the appliance wants a token that this pin lacks."""
+        if self._encrypted_only and base.scheme != "https":
+            raise PinOfflineError(f"{base} is not encrypted, and this pin knows a certificate; use its https address, "
+                                  "or " + _FORGET)
         may_pair = may_pair and not self._wishes.token and self._wishes.pair_wait_s > 0
         if self._token or not expects_token or not may_pair:
             try:

@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef int esp_err_t;
@@ -43,6 +44,9 @@ typedef struct mdns_result_s {
 } mdns_result_t;
 esp_err_t mdns_query_ptr(const char *type, const char *proto, uint32_t timeout, size_t max, mdns_result_t **results);
 void mdns_query_results_free(mdns_result_t *results);
+typedef struct mdns_browse_s mdns_browse_t;
+typedef void (*mdns_browse_notify_t)(mdns_result_t *result);
+mdns_browse_t *mdns_browse_new(const char *service, const char *proto, mdns_browse_notify_t notifier);
 
 /* cJSON.h */
 typedef struct cJSON { struct cJSON *next; char *valuestring; int valueint; } cJSON;

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from yarl import URL
 
 from hotpind.devices.registry import DeviceRegistry
@@ -42,6 +43,8 @@ class Home:
         self.facts = ApplianceFacts(ID, "Hotpin Test")
         self.fingerprint = ""
         self.said: list[str] = []
+        self.asked: list[str] = []
+        """Paths that anybody asked for."""
 
     async def browse(self, wanted: str) -> Found:
         self.browsed.append(wanted)
@@ -69,7 +72,12 @@ async def home_in(directory: Path, *, tls: bool = False, host: str = "127.0.0.1"
     home = Home(registry, service, appliance)
 
     def add_pairing(app: web.Application) -> None:
-        app.middlewares.append(errors_middleware)
+        @web.middleware
+        async def listen(request: web.Request, handler: Handler) -> web.StreamResponse:
+            home.asked.append(request.path)
+            return await handler(request)
+
+        app.middlewares.extend((listen, errors_middleware))
         pairing_routes.add_routes(app, service, lambda: home.facts)
 
     appliance.more_routes.append(add_pairing)
@@ -274,6 +282,36 @@ async def test_a_false_certificate_is_not_talked_to_even_if_it_is_announced(tmp_
         with pytest.raises(PinOfflineError, match=r"[Ff]ingerprint"):
             await home.answered(wishes)
         assert home.appliance.hellos == []
+
+
+async def test_a_pin_that_knows_a_certificate_never_talks_in_the_open(home: Home, wishes: Wishes) -> None:
+    """Neither at the remembered address, nor at an announced or a given one, nor to pair."""
+    secret = Memory(home.appliance.url, ID, "Hotpin Test", token="secret", fingerprint="ab" * 32)
+    for memory, url in ((secret, ""), (replace(secret, address=""), ""), (secret, home.appliance.url),
+                        (replace(secret, token=""), ""), (replace(secret, token=""), home.appliance.url)):
+        save_memory(wishes.memory_file, memory)
+        with pytest.raises(PinOfflineError, match="encrypted"):
+            await home.answered(replace(wishes, url=url))
+        assert load_memory(wishes.memory_file) == memory
+    assert home.asked == []
+    home.appliance.knows = lambda token: token == "given"
+    assert await home.answered(replace(wishes, url=home.appliance.url, token="given")), "a person named both"
+
+
+async def test_an_announcement_without_its_fingerprint_does_not_lead_into_the_open(
+        tmp_path: Path, wishes: Wishes) -> None:
+    async with home_in(tmp_path / "appliance", tls=True) as home:
+        assert await home.answered(wishes)
+        memory = load_memory(wishes.memory_file)
+        home.fingerprint = ""
+        for address in ("", f"http://127.0.0.1:{home.appliance.port}/"):
+            save_memory(wishes.memory_file, replace(memory, address=address))
+            assert await home.answered(wishes)
+            assert load_memory(wishes.memory_file) == memory
+        await home.registry.revoke(PIN)
+        home.service.open_window()
+        assert await home.answered(wishes), "it pairs again, with the certificate that it knows"
+        assert load_memory(wishes.memory_file).fingerprint == memory.fingerprint
 
 
 async def test_it_goes_on_encrypted_after_pairing_in_the_open(tmp_path: Path, wishes: Wishes) -> None:
