@@ -254,7 +254,8 @@ def read_service(info: AsyncServiceInfo) -> Found:
     port, fingerprint = text.get("tls", ""), text.get("fp", "").lower()
     return Found(
         # Shown on terminals, and chosen by whoever announces.
-        name="".join(letter for letter in info.name.removesuffix("." + info.type) if letter.isprintable()), appliance_id=text.get("id", ""), addresses=tuple(addresses),
+        name="".join(letter for letter in info.name.removesuffix("." + info.type) if letter.isprintable()),
+        appliance_id=text.get("id", ""), addresses=tuple(addresses),
         port=info.port or 0, auth=text.get("auth", "paired"), pairing_open=text.get("pair") == "open",
         tls_port=int(port) if port.isascii() and port.isdigit() and int(port) < 65536 else 0,
         fingerprint=fingerprint if _FINGERPRINT.fullmatch(fingerprint) else "")

@@ -7,8 +7,8 @@ import contextlib
 import io
 import time
 import warnings
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -18,19 +18,30 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hotpind.chat.messages import Picture
 from hotpind.config.schema import LimitsSection
+from hotpind.devices.device import hash_token
+from hotpind.devices.limiter import network_of
 from hotpind.errors import DeviceError
 from hotpind.wearable.protocol import LONGEST_SESSION_ID
-from hotpind.web.replies import problem, reply, too_often
+from hotpind.web.auth import bearer_of
+from hotpind.web.replies import address_of, problem, reply, too_often
 
 JPEG_QUALITY = 85
 UPLOAD_DEADLINE_S = 30.0
 """A VGA picture takes a second on bad Wi-Fi; a client that drips bytes is not waited for."""
+UPLOADS_AT_ONCE = 24
+"""Each may be held in memory as a whole; whoever sends one more is told so before its body is read."""
+UPLOADS_OF_ADDRESS = 10
+"""So many devices may be behind one address, each sending a picture; also for how many pictures a minute it is good."""
+UPLOADS_OF_DEVICE = 2
+UPLOAD_RETRY_S = 1.0
 DECODES_AT_ONCE = 2
 BIG_PIXELS = 4_000_000
 """Pictures above this are decoded one at a time: a pin sends a tenth of it."""
 DECODES_WAITING = 16
 MOST_DEVICES = 256
 CHUNK = 65_536
+
+_ALL = "all"
 
 
 def count_pixels(content: bytes) -> int:
@@ -114,6 +125,30 @@ class ImageQuota:
         return 0.0
 
 
+@dataclass(slots=True)
+class UploadPlaces:
+    """Bounds the pictures that are being taken in: of all, of an address, and of a device. Pure."""
+
+    _taken: Counter[str] = field(default_factory=Counter)
+
+    def free(self, address: str, device: str) -> bool:
+        """Tell whether there is a place for one more; ``device`` is empty when it showed no token."""
+        return (self._taken[_ALL] < UPLOADS_AT_ONCE and self._taken[address] < UPLOADS_OF_ADDRESS
+                and (not device or self._taken[device] < UPLOADS_OF_DEVICE))
+
+    @contextlib.contextmanager
+    def taken(self, address: str, device: str) -> Iterator[None]:
+        """Hold a place."""
+        keys = [_ALL, address, *([device] if device else [])]
+        self._taken.update(keys)
+        try:
+            yield
+        finally:
+            self._taken.subtract(keys)
+            # Drops those at nought, so that the table stays as small as what is under way.
+            self._taken += Counter()
+
+
 class ImageIntake:
     """The route ``POST /image``."""
 
@@ -127,6 +162,8 @@ class ImageIntake:
         self._keep = keep
         self._clock = clock
         self._quota = ImageQuota()
+        self._clients = ImageQuota()
+        self._places = UploadPlaces()
         self._decoding = asyncio.Semaphore(DECODES_AT_ONCE)
         self._decoding_big = asyncio.Lock()
         self._waiting = 0
@@ -138,6 +175,22 @@ class ImageIntake:
         limits = self._limits()
         if not request.content_type.startswith("multipart/form-data"):
             return problem(415, "Send the picture as multipart/form-data with the parts session and file.")
+        address = "address " + network_of(address_of(request))
+        token = bearer_of(request)
+        # Only ever compared: the token itself is not kept.
+        device = "device " + hash_token(token).hex() if token else ""
+        if not self._places.free(address, device):
+            return too_often("Too many pictures are being sent at once; send it again in a moment.", UPLOAD_RETRY_S)
+        now, per_minute = self._clock(), limits.images_per_minute
+        wait = (self._clients.wait_s(address, now, UPLOADS_OF_ADDRESS * per_minute)
+                or (self._clients.wait_s(device, now, per_minute) if device else 0.0))
+        if wait:
+            return _too_many(per_minute, wait)
+        with self._places.taken(address, device):
+            return await self._take(request, limits)
+
+    async def _take(self, request: web.Request, limits: LimitsSection) -> web.Response:
+        """Read, check and keep a picture for which there is a place."""
         try:
             async with asyncio.timeout(UPLOAD_DEADLINE_S):
                 session, content, name = await _read_parts(request, limits.image_bytes)
@@ -154,7 +207,7 @@ class ImageIntake:
         await self._may_use(request, session)
         wait = self._quota.wait_s(session, self._clock(), limits.images_per_minute)
         if wait:
-            return too_often(f"More than {limits.images_per_minute} pictures a minute; wait {wait:.0f} s.", wait)
+            return _too_many(limits.images_per_minute, wait)
         try:
             picture = await self._decode(content, limits)
         except DeviceError as error:
@@ -174,6 +227,10 @@ class ImageIntake:
                 return await loop.run_in_executor(self._workers, prepare_picture, content, limits)
         finally:
             self._waiting -= 1
+
+
+def _too_many(per_minute: int, wait: float) -> web.Response:
+    return too_often(f"More than {per_minute} pictures a minute; wait {wait:.0f} s.", wait)
 
 
 async def _read_parts(request: web.Request, most: int) -> tuple[str, bytes | None, str]:

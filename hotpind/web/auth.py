@@ -105,7 +105,7 @@ class Gatekeeper:
         right token always works: of 2^256 none is guessed, so locking an address out would only hit its
         other devices.
         """
-        token = _bearer(request)
+        token = bearer_of(request)
         grant = self._grant(token) if token else None
         if grant is not None:
             return grant
@@ -124,7 +124,7 @@ class Gatekeeper:
             if peer_uid(local) not in (0, os.geteuid()):
                 raise refusal(403, "Only root and the appliance's own user may do this; try with sudo.")
             return
-        token = _bearer(request)
+        token = bearer_of(request)
         if token and hmac.compare_digest(hash_token(token), self._admin_hash):
             return
         raise await self._refusal(request, "administrator",
@@ -173,7 +173,7 @@ def peer_uid(local: socket.socket) -> int:
     return int(uid)
 
 
-def _bearer(request: web.Request) -> str:
+def bearer_of(request: web.Request) -> str:
     """Return the bearer token, empty when there is none. Raises HTTPBadRequest for what cannot be one."""
     headers = request.headers.getall("Authorization", [])
     if not headers:

@@ -79,7 +79,8 @@ def test_choosing() -> None:
 
 def test_a_foreign_announcement_does_no_harm() -> None:
     info = AsyncServiceInfo(SERVICE_TYPE, f"x\x9b2J\u202e.{SERVICE_TYPE}", port=1, server="x.local.",
-                            properties={b"tls": b"99999", b"fp": b"xyz", b"pair": None, b"\xff": b"\xff", b"id": b"\xff\xfe"},
+                            properties={b"tls": b"99999", b"fp": b"xyz", b"pair": None, b"\xff": b"\xff",
+                                        b"id": b"\xff\xfe"},
                             addresses=[socket.inet_aton("192.0.2.9"), socket.inet_pton(socket.AF_INET6, "2001:db8::1"),
                                        socket.inet_aton("169.254.1.1")])
     found = read_service(info)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -130,6 +132,101 @@ def test_a_truncated_picture_is_refused_with_a_sentence() -> None:
             prepare_picture(content[:len(content) // 2], LIMITS)
 
 
+Client = TestClient[web.Request, web.Application]
+
+
+@contextlib.asynccontextmanager
+async def taking_in(keep: Callable[[str, Picture], None] = lambda *_: None, *,
+                    limits: LimitsSection = LIMITS) -> AsyncIterator[Client]:
+    """Serve the route to everybody."""
+    async def anybody(_: web.Request, __: str) -> None:
+        return
+
+    with ThreadPoolExecutor(3) as workers:
+        intake = ImageIntake(lambda: limits, workers, anybody, keep)
+        app = web.Application(client_max_size=limits.image_bytes)
+        app.router.add_post("/image", intake.post)
+        async with TestClient(TestServer(app)) as client:
+            yield client
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+async def send(client: Client, content: bytes, *, session: str = "pin", token: str = "") -> int:
+    form = aiohttp.FormData()
+    form.add_field("session", session)
+    form.add_field("file", content, filename="image.jpg", content_type="image/jpeg")
+    async with client.post("/image", data=form, headers=bearer(token)) as response:
+        return response.status
+
+
+class Slow:
+    """An upload whose body is on its way: its headers are sent, and half of it."""
+
+    def __init__(self, client: Client, token: str = "") -> None:
+        self.go_on = asyncio.Event()
+        self.answer = asyncio.ensure_future(self._send(client, token))
+
+    async def _send(self, client: Client, token: str) -> int:
+        async def body() -> AsyncIterator[bytes]:
+            yield b'--x\r\nContent-Disposition: form-data; name="session"\r\n\r\npin'
+            await self.go_on.wait()
+            yield b"\r\n--x--\r\n"
+
+        headers = {"Content-Type": "multipart/form-data; boundary=x"} | bearer(token)
+        async with client.post("/image", data=body(), headers=headers) as response:
+            return response.status
+
+
+async def test_uploads_of_a_device_are_bounded_before_they_are_read() -> None:
+    """The third one is answered although no more than its headers and half its body were sent."""
+    async with taking_in() as client:
+        slow = [Slow(client, "a") for _ in range(images.UPLOADS_OF_DEVICE)]
+        await asyncio.sleep(0.2)
+        assert not any(each.answer.done() for each in slow)
+        late = Slow(client, "a")
+        assert await asyncio.wait_for(late.answer, 10) == 429
+        other = Slow(client, "b")
+        await asyncio.sleep(0.2)
+        assert not other.answer.done(), "another device has its own places"
+        for each in (*slow, other):
+            each.go_on.set()
+            assert await each.answer == 400, "it had no picture"
+        assert await send(client, as_file(Image.new("RGB", (64, 48)), "JPEG"), token="a") == 200
+
+
+@pytest.mark.parametrize(("most", "at_once"), [("UPLOADS_OF_ADDRESS", 10), ("UPLOADS_AT_ONCE", 3)])
+async def test_uploads_of_an_address_and_of_all_are_bounded(
+        monkeypatch: pytest.MonkeyPatch, most: str, at_once: int) -> None:
+    monkeypatch.setattr(images, most, at_once)
+    async with taking_in() as client:
+        slow = [Slow(client, f"token-{n}") for n in range(at_once)]
+        await asyncio.sleep(0.2)
+        late = Slow(client, "late")
+        assert await asyncio.wait_for(late.answer, 10) == 429
+        assert not any(each.answer.done() for each in slow)
+        for each in slow:
+            each.go_on.set()
+            await each.answer
+        late = Slow(client, "late")
+        await asyncio.sleep(0.2)
+        assert not late.answer.done()
+        late.go_on.set()
+        await late.answer
+
+
+async def test_a_device_over_its_quota_is_told_before_its_picture_is_read() -> None:
+    content = as_file(Image.new("RGB", (64, 48)), "JPEG")
+    async with taking_in(limits=LIMITS.model_copy(update={"images_per_minute": 2})) as client:
+        assert [await send(client, content, session=f"pin-{n}", token="a") for n in range(3)] == [200, 200, 429]
+        assert await asyncio.wait_for(Slow(client, "a").answer, 10) == 429
+        assert await send(client, content, token="b") == 200
+        statuses = [await send(client, content, session=f"x-{n}", token=f"made-up-{n}") for n in range(18)]
+    assert statuses == [200] * 15 + [429] * 3, "other tokens do not help an address: 20, of which 5 are used"
+
+
 @pytest.mark.parametrize(("size", "at_once"), [((2400, 1800), 1), ((640, 480), 2)])
 async def test_big_pictures_are_decoded_one_at_a_time(
         monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], at_once: int) -> None:
@@ -150,24 +247,9 @@ async def test_big_pictures_are_decoded_one_at_a_time(
 
     monkeypatch.setattr(images, "prepare_picture", counted)
 
-    async def anybody(_: web.Request, __: str) -> None:
-        return
-
     kept: list[Picture] = []
-    with ThreadPoolExecutor(3) as workers:
-        intake = ImageIntake(lambda: LIMITS, workers, anybody, lambda _, picture: kept.append(picture))
-        app = web.Application(client_max_size=LIMITS.image_bytes)
-        app.router.add_post("/image", intake.post)
-        content = as_file(Image.new("RGB", size), "JPEG")
-
-        async def send(client: TestClient[web.Request, web.Application]) -> int:
-            form = aiohttp.FormData()
-            form.add_field("session", "pin")
-            form.add_field("file", content, filename="image.jpg", content_type="image/jpeg")
-            async with client.post("/image", data=form) as response:
-                return response.status
-
-        async with TestClient(TestServer(app)) as client:
-            assert await asyncio.gather(*(send(client) for _ in range(4))) == [200] * 4
+    content = as_file(Image.new("RGB", size), "JPEG")
+    async with taking_in(lambda _, picture: kept.append(picture)) as client:
+        assert await asyncio.gather(*(send(client, content) for _ in range(4))) == [200] * 4
     assert len(kept) == 4
     assert most == at_once
