@@ -41,9 +41,13 @@ FLOOR = 512
 STEP = 256
 TOKENS_PER_S = 8.0
 """Twice the fastest speech that people produce; a decode that wants more tokens than this is looping."""
-LEAST_TOKENS = 24
+LEAST_TOKENS = 16
 POOR_LOGPROB = -0.85
 """Average log-probability under which the cut window is not trusted; clear speech scores above -0.5."""
+SLOWEST_WORDS_PER_S, FASTEST_WORDS_PER_S = 1.0, 4.5
+"""Between these people speak; auctioneers reach 5."""
+AROUND_SPEECH_S = 0.6
+"""Silence at both ends of a clip, as the listener cuts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,33 @@ def token_cap(samples: int) -> int:
 
 def loops(text: str) -> bool:
     """Tell whether the text repeats itself as a looping decoder does: a run of three words four times or more."""
-    words = re.findall(r"[\w']+", text.lower())
+    words = words_of(text)
     if len(words) < 8:
         return len(words) >= 5 and len(set(words)) == 1
     runs = Counter(zip(words, words[1:], words[2:], strict=False))
     return max(runs.values()) >= 4 or len(set(words)) / len(words) < 0.25
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation."""
+    return re.findall(r"[\w']+", text.lower())
+
+
+def without_loop(text: str, speech_s: float) -> str:
+    """Return what a looping decoder repeats, once, when nobody could have said it otherwise; else nothing.
+
+    "Queen of clubs queen of clubs queen of clubs ..." in 1.5 s of speech can only have been said once. "Five, five,
+    five ..." may have been said once, twice or three times in that time, and has to be heard again.
+    """
+    spans = [match.span() for match in re.finditer(r"[\w']+", text)]
+    words = words_of(text)
+    for length in range(1, len(words) // 3 + 1):
+        # The last word may have been cut off by the token cap.
+        if all(words[at] == words[at % length] for at in range(len(words) - 1)):
+            said_once = SLOWEST_WORDS_PER_S * speech_s <= length <= FASTEST_WORDS_PER_S * speech_s
+            said_twice = 2 * length <= FASTEST_WORDS_PER_S * speech_s
+            return text[:spans[length - 1][1]].strip() if said_once and not said_twice else ""
+    return ""
 
 
 def recognise(recognizer: Recognizer, audio: Audio, cancelled: Callable[[], bool] = lambda: False) -> str:
@@ -91,19 +117,26 @@ def recognise(recognizer: Recognizer, audio: Audio, cancelled: Callable[[], bool
 
 
 def _clip(recognizer: Recognizer, audio: Audio, cancelled: Callable[[], bool]) -> str:
+    speech_s = len(audio) / SAMPLE_RATE - AROUND_SPEECH_S
     audio = np.concatenate([np.zeros(int(LEAD_S * SAMPLE_RATE), dtype=np.float32), audio])
     cap = token_cap(len(audio))
     window = fitted_window(len(audio))
-    first = recognizer.decode(audio, audio_ctx=window, max_tokens=cap, cancelled=cancelled)
-    if loops(first.text) or first.logprob < POOR_LOGPROB:
+    best = recognizer.decode(audio, audio_ctx=window, max_tokens=cap, cancelled=cancelled)
+    looping = loops(best.text)
+    if looping and (once := without_loop(best.text, speech_s)):
+        return once
+    if looping or best.logprob < POOR_LOGPROB:
         # One step more breaks most loops, in half of the time that the full window takes.
         for larger in sorted({min(window + STEP, FULL_WINDOW), FULL_WINDOW} - {window}):
             if cancelled():
                 break
             again = recognizer.decode(audio, audio_ctx=larger, max_tokens=cap, cancelled=cancelled)
             if not loops(again.text):
+                return again.text if looping or again.logprob >= best.logprob else best.text
+            if len(words_of(again.text)) == len(words_of(best.text)) <= speech_s * FASTEST_WORDS_PER_S:
+                # Heard twice, and somebody could have said it in that time: "no, no, no, no, no".
                 return again.text
-    return "" if loops(first.text) else first.text
+    return "" if looping else best.text
 
 
 def split_long(audio: Audio) -> list[Audio]:

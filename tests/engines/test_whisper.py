@@ -13,8 +13,10 @@ from hotpind.config import Config
 from hotpind.engines.recognizer import (
     FLOOR,
     FULL_WINDOW,
+    LEAD_S,
     LONGEST_S,
     POOR_LOGPROB,
+    SAMPLE_RATE,
     STEP,
     Audio,
     Decode,
@@ -24,6 +26,7 @@ from hotpind.engines.recognizer import (
     recognise,
     split_long,
     token_cap,
+    without_loop,
 )
 from hotpind.engines.whisper import load
 from hotpind.engines.whisper_bindings import BINDINGS
@@ -111,7 +114,8 @@ def test_fitting_the_window_costs_hardly_any_accuracy(usual: Recognizer) -> None
         noise = random.normal(0, 0.05 * np.sqrt(np.mean(clear * clear)), len(clear)).astype(np.float32)
         for clip in (clear, 0.4 * clear, clear + noise):
             fitted.append((each.text, recognise(usual, clip)))
-            whole = usual.decode(clip, audio_ctx=WHISPERS_OWN, max_tokens=token_cap(len(clip)), cancelled=never)
+            led = np.concatenate([np.zeros(int(LEAD_S * SAMPLE_RATE), dtype=np.float32), clip])
+            whole = usual.decode(led, audio_ctx=WHISPERS_OWN, max_tokens=token_cap(len(clip)), cancelled=never)
             full.append((each.text, whole.text))
     rates = word_error_rate(fitted), word_error_rate(full)
     print(f"word error rate: fitted window {rates[0]:.3f}, whisper's own 30 s {rates[1]:.3f}")
@@ -168,6 +172,17 @@ def test_loops_are_told_from_speech(text: str, is_loop: bool) -> None:
     assert loops(text) is is_loop
 
 
+@pytest.mark.parametrize(("text", "speech_s", "said"), [
+    ("4. Queen of Clubs 4. Queen of Clubs 4. Queen of Clubs 4. Queen of", 1.5, "4. Queen of Clubs"),
+    ("Seven of clubs seven of clubs, seven of clubs", 1.0, "Seven of clubs"),
+    ("Five, five, five, five, five, five, five, five", 1.0, ""),
+    ("It is late it is late it is late it is late", 3.0, ""),
+    ("It is late it is late it is late it is late", 0.3, ""),
+    ("He was not an old man an old man an old man an old man", 2.0, ""), ("", 1.0, ""), ("you", 1.0, "")])
+def test_a_loop_is_undone_only_when_its_words_fit_the_time_just_once(text: str, speech_s: float, said: str) -> None:
+    assert without_loop(text, speech_s) == said
+
+
 class Scripted:
     """A recogniser that gives what it is told, pass by pass."""
 
@@ -182,12 +197,17 @@ class Scripted:
 
 
 CLIP = np.zeros(16_000 * 3, dtype=np.float32)
+NO = Decode("no, no, no, no, no", -0.1)
 LOOP, BETTER, MUMBLE = Decode("so " * 30, -0.1), Decode("better", -0.1), Decode("mumble", -1.5)
 
 
 @pytest.mark.parametrize(("passes", "text", "windows"), [
     ((Decode("fine", -0.2),), "fine", [FLOOR]),
     ((MUMBLE, BETTER), "better", [FLOOR, FLOOR + STEP]),
+    ((MUMBLE, Decode("worse", -2.0)), "mumble", [FLOOR, FLOOR + STEP]),
+    ((Decode("is there a bus to town " * 4 + "is", -0.1),), "is there a bus to town", [FLOOR]),
+    ((Decode("so yes " * 12, -0.1), BETTER), "better", [FLOOR, FLOOR + STEP]),
+    ((NO, NO), "no, no, no, no, no", [FLOOR, FLOOR + STEP]),
     ((LOOP, BETTER), "better", [FLOOR, FLOOR + STEP]),
     ((LOOP, LOOP, BETTER), "better", [FLOOR, FLOOR + STEP, FULL_WINDOW]),
     ((LOOP, LOOP, LOOP), "", [FLOOR, FLOOR + STEP, FULL_WINDOW]),
