@@ -126,8 +126,9 @@ class Listener:
         await self._drop_all_but(pieces)
         self.ready_ahead = self._ahead is not None and all(piece.task.done() for piece in pieces)
         for piece in pieces:
-            # It may still wait behind others that listen ahead, while somebody waits for this one.
-            piece.ticket.urgency = Urgency.FINAL
+            if not piece.task.done():
+                # It may still wait behind others that listen ahead, while somebody waits for this one.
+                self._transcriber.hasten(piece.ticket)
         texts: list[str] = []
         try:
             for piece in pieces:

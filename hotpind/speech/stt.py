@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Iterator
 from enum import IntEnum
 
 from wyoming.asr import Transcribe, Transcript
@@ -23,6 +26,10 @@ class Urgency(IntEnum):
     """Somebody pauses and will probably go on talking."""
 
 
+class _MadeWayError(Exception):
+    """The request was interrupted by a more urgent one."""
+
+
 class Transcriber:
     """Turns recordings into text, the final ones before those transcribed ahead."""
 
@@ -32,21 +39,65 @@ class Transcriber:
         self._language = language
         self.deadline_s = deadline_s
         self.queue = Turnstile(places)
+        self._under_way: dict[Ticket, asyncio.Task[str]] = {}
 
     async def transcribe(self, pcm: bytes, urgency: Urgency | Ticket = Urgency.FINAL) -> str:
         """Return the text of 16-bit 16 kHz mono PCM, empty when nothing was said.
 
-        With a `Ticket` the urgency may change while the request waits. A failed request of urgency `Urgency.FINAL` is
-        retried once, because a crashed engine is back in a second. Raises `EngineError`.
+        With a `Ticket` the urgency may change while the request waits or runs. One of urgency `Urgency.AHEAD` that runs
+        makes way for a final one, and is begun again later. A failed request of urgency `Urgency.FINAL` is retried
+        once, because a crashed engine is back in a second. Raises `EngineError`.
         """
         ticket = urgency if isinstance(urgency, Ticket) else Ticket(urgency)
-        async with self.queue.passage(ticket):
+        while True:
+            self._make_way(ticket)
+            async with self.queue.passage(ticket):
+                try:
+                    return await self._interruptible(pcm, ticket)
+                except _MadeWayError:
+                    continue
+                except EngineError:
+                    if urgency is not Urgency.FINAL:
+                        raise
+                    return await self._once(pcm)
+
+    def _make_way(self, ticket: Ticket) -> None:
+        """Interrupt somebody's listening ahead, the last begun, when a final request would have to wait for it."""
+        if ticket.urgency == Urgency.FINAL and self.queue.in_use:
+            for other, task in reversed(self._under_way.items()):
+                if other.urgency == Urgency.AHEAD and not task.cancelling():
+                    task.cancel()
+                    return
+
+    def hasten(self, ticket: Ticket) -> None:
+        """Make a request final that waits or runs, because its speaker has come to the end."""
+        ticket.urgency = Urgency.FINAL
+        if ticket not in self._under_way:
+            self._make_way(ticket)
+
+    async def _interruptible(self, pcm: bytes, ticket: Ticket) -> str:
+        """Raises `_MadeWayError` when the request was interrupted for another one."""
+        task = asyncio.create_task(self._once(pcm), name="transcribe")
+        with self._counted(ticket, task):
             try:
-                return await self._once(pcm)
-            except EngineError:
-                if urgency is not Urgency.FINAL:
-                    raise
-                return await self._once(pcm)
+                await asyncio.wait({task})
+            finally:
+                # Whoever asked may be cancelled: then the engine is told by the connection's end.
+                task.cancel()
+                await asyncio.wait({task})
+                if not task.cancelled():
+                    task.exception()
+        if task.cancelled():
+            raise _MadeWayError
+        return task.result()
+
+    @contextlib.contextmanager
+    def _counted(self, ticket: Ticket, task: asyncio.Task[str]) -> Iterator[None]:
+        self._under_way[ticket] = task
+        try:
+            yield
+        finally:
+            del self._under_way[ticket]
 
     async def _once(self, pcm: bytes) -> str:
         async with conversation(self._endpoint, self.deadline_s) as client:

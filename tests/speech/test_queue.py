@@ -70,15 +70,24 @@ async def test_who_let_go_of_the_button_goes_before_those_who_still_talk(ears: F
             await until(lambda heard=listener, clip=clip, number=number:  # type: ignore[misc]
                         heard.tracker.position > len(clip) / 2 - 512 and transcriber.queue.waiting == number)
         await until(lambda: len(ears.heard) >= 1)
-        before = len(ears.heard)
+        before, interrupted = len(ears.heard), ears.hung_up
         third = asyncio.create_task(listeners[2].finish())
-        await asyncio.sleep(0.1)
-        ears.release.release()
+        # Nothing is released: what runs for somebody who still talks is broken off.
         await until(lambda: len(ears.heard) > before)
+        assert ears.hung_up == interrupted + 1
         ears.release.release()
         async with asyncio.timeout(5):
             assert await third == str(ears.heard[before])
         assert not listeners[2].ready_ahead
+        # What was broken off is begun again, and heard to its end.
+        await until(lambda: len(ears.heard) > before + 1)
+        first = asyncio.create_task(listeners[0].finish())
+        await until(lambda: ears.heard[-1] == ears.heard[before - 1])
+        assert ears.hung_up <= interrupted + 2
+        for _ in listeners:
+            ears.release.release()
+        async with asyncio.timeout(5):
+            assert await first == str(ears.heard[before - 1])
         await asyncio.gather(*(each.cancel() for each in listeners))
     assert not transcriber.queue.in_use
     assert not transcriber.queue.waiting
