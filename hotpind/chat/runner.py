@@ -24,6 +24,13 @@ SLOWEST_WORDS_PER_S = 0.7
 """Speech takes two to three words a second; a service slower than this would keep its listener in silence."""
 SLOW_GRACE_S = 8.0
 """How long after its first word a service may be slower than that."""
+SPOKEN_WORDS_PER_S = 2.8
+"""How fast a voice is, to tell when what was given out has been heard."""
+HOLD_S = 1.5
+"""A sentence is held until it is whole, but no longer than its listener has been in silence for this long."""
+SILENCE_S = 5.0
+"""How long a listener may be in silence before the answer is broken off: a pin takes an answer without audio for 10 s
+for dead, and has up to 4 s of it in advance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +70,23 @@ class Runner:
         self._filter = Speakable(max_words)
         self._changed = changed
         self._broke = broke
-        self.begun = asyncio.get_running_loop().time()
+        self.begun = _now()
         self._aside = ""
-        self._words = 0
         self._spoke_at = 0.0
+        self._given_words = 0
+        self._giving = False
+        self._heard_until: float | None = None
+        """When what was given out will have been heard; None as long as nobody listens."""
+        self._release_timer: asyncio.TimerHandle | None = None
         self._ended = False
         self._queue: asyncio.Queue[str | BackendError | None] = asyncio.Queue(QUEUED)
         self.task = asyncio.create_task(self._run(), name=f"chat {backend.name}")
 
     async def next(self) -> str | None:
         """Return the next piece of the answer; None at its end. Raises `StreamBroke`."""
+        if self._heard_until is None:
+            self._heard_until = _now()
+            self._count(self._given_words)
         item = await self._queue.get()
         if isinstance(item, BackendError):
             raise item
@@ -108,6 +122,9 @@ class Runner:
         except Exception as error:  # noqa: BLE001  # a mistake in one backend must not cost the answer of another
             _LOG.error("%s failed in an unforeseen way", self.backend.name, exc_info=error)
             await self._fail(BadAnswer(f"{self.backend.name} failed in an unforeseen way"))
+        finally:
+            if self._release_timer is not None:
+                self._release_timer.cancel()
 
     async def _work(self) -> None:
         quiet_s = max(self._pace.first_s, self._pace.next_s)
@@ -141,24 +158,59 @@ class Runner:
                     pass
 
     async def _event(self, events: AsyncIterator[Event], limit: float) -> Event | None:
+        # Nobody can be in silence over an answer that is not listened to, and its beginning may come at any time.
+        patience = limit if self._heard_until is None else min(limit, self._heard_until + SILENCE_S - _now())
+        silence = BackendTooLate(f"{self.backend.name} left its listener in silence" if patience < limit else
+                                 f"{self.backend.name} was silent for {limit:g} s")
+        if patience <= 0:
+            raise silence
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(patience):
                 return await anext(events, None)
         except TimeoutError:
-            raise BackendTooLate(f"{self.backend.name} was silent for {limit:g} s") from None
+            raise silence from None
 
     async def _give(self, text: str) -> None:
+        if not text and self._held_too_long():
+            text = self._filter.release()
         if not text:
             return
         if self.standing is Standing.PENDING:
             text = self._aside + text
             self.standing = Standing.SPOKE
-            self._spoke_at = asyncio.get_running_loop().time()
+            self._spoke_at = _now()
             self._queue.put_nowait(text)
+            self._count(len(text.split()))
             self._changed()
             return
-        self._words += len(text.split())
-        await self._put(text)
+        self._giving = True
+        try:
+            await self._put(text)
+        finally:
+            self._giving = False
+        self._count(len(text.split()))
+
+    def _count(self, words: int) -> None:
+        """Note that so many more words were given out, and when a sentence that is held has to follow."""
+        if self._heard_until is None:
+            self._given_words += words
+            return
+        self._heard_until = max(self._heard_until, _now()) + words / SPOKEN_WORDS_PER_S
+        if self._release_timer is not None:
+            self._release_timer.cancel()
+        loop = asyncio.get_running_loop()
+        self._release_timer = loop.call_at(self._heard_until + HOLD_S, self._release)
+
+    def _held_too_long(self) -> bool:
+        return self._heard_until is not None and _now() >= self._heard_until + HOLD_S
+
+    def _release(self) -> None:
+        """Give out the words that are held, since the listener has nothing else to listen to."""
+        if self._giving or self._queue.full() or self._ended:
+            return  # there is enough to listen to
+        if text := self._filter.release():
+            self._queue.put_nowait(text)
+            self._count(len(text.split()))
 
     async def _put(self, item: str | BackendError | None) -> None:
         try:
@@ -170,8 +222,8 @@ class Runner:
     def _check_pace(self) -> None:
         if not self._pace.steady or self.standing is not Standing.SPOKE:
             return
-        taken = asyncio.get_running_loop().time() - self._spoke_at
-        if taken > SLOW_GRACE_S and self._words < taken * SLOWEST_WORDS_PER_S:
+        taken = _now() - self._spoke_at
+        if taken > SLOW_GRACE_S and self._filter.words < taken * SLOWEST_WORDS_PER_S:
             raise BackendTooLate(f"{self.backend.name} speaks too slowly to be listened to")
 
     async def _end(self) -> None:
@@ -224,3 +276,7 @@ class Answer:
         """Stop generating; may be called at any time and more than once."""
         self._over = True
         await self._runner.stop()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

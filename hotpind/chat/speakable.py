@@ -57,6 +57,11 @@ class Speakable:
         """Whether anything was given out yet."""
         return self._sentences.spoke
 
+    @property
+    def words(self) -> int:
+        """Words taken in so far, given out or held."""
+        return self._sentences.words
+
     def feed(self, text: str) -> str:
         """Take the next piece of the model's text and return what can be spoken now, often nothing."""
         if self.done:
@@ -64,6 +69,10 @@ class Speakable:
         for stage in self._stages:
             text = stage.feed(text)
         return self._sentences.take(self._tokens.feed(text))
+
+    def release(self) -> str:
+        """Return the whole words of a sentence that is held until it is complete: its listener waits in silence."""
+        return "" if self.done else self._sentences.release()
 
     def finish(self, *, truncated: bool = False) -> str:
         """Return the rest. ``truncated``: the model was stopped by a limit, not by having said everything."""
@@ -89,6 +98,21 @@ class _Sentences:
         self._sentence: list[str] = []
         self._plain: list[str] = []
         self._given = 0
+        """Pieces of `_sentence` given out, and words of `_plain`."""
+        self._given_plain = 0
+
+    @property
+    def words(self) -> int:
+        """Words taken in."""
+        return self._words + len(self._plain)
+
+    def release(self) -> str:
+        """Give out what is held, unless it may become a sentence that was said before."""
+        begun = " ".join(self._plain)
+        again = len(self._plain) > SHORT_SENTENCE and any(said.startswith(begun) for said in self._said)
+        if len(self._plain) <= self._given_plain or (again and not self._given):
+            return ""
+        return self._give()
 
     def take(self, tokens: list[str]) -> str:
         """Take words and return what is to be spoken now."""
@@ -146,7 +170,7 @@ class _Sentences:
         out = self._give(closing)
         self._words += words
         self._whole += 1
-        self._sentence, self._plain, self._given = [], [], 0
+        self._sentence, self._plain, self._given, self._given_plain = [], [], 0, 0
         if self._words >= self._max_words:
             self.cut = Cut.LENGTH
         return out
@@ -170,7 +194,7 @@ class _Sentences:
 
     def _give(self, closing: str = "") -> str:
         text = "".join(self._sentence[self._given:]) + closing
-        self._given = len(self._sentence)
+        self._given, self._given_plain = len(self._sentence), len(self._plain)
         if not self.spoke:
             text = text.lstrip()
             self.spoke = bool(text)

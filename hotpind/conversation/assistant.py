@@ -48,6 +48,8 @@ class Assistant:
     stopping: bool = False
     _canned: dict[str, bytes] = field(default_factory=dict)
     _turn_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _left: set[asyncio.Task[None]] = field(default_factory=set)
+    """Requests to a voice that hangs, whose turns are over; they have deadlines."""
 
     @property
     def system_prompt(self) -> str:
@@ -80,7 +82,12 @@ class Assistant:
         return Turn(brain=self.brain, voice=self.voice, canned=Canned(self._canned), ear=ear,
                     conversation=self.conversation(record.device), record=record, system_prompt=self.system_prompt,
                     deadline_s=self.config.speaking.turn_deadline_s, clock=self.clock,
-                    on_spoken=lambda text: self.log_words(record, "answered", text))
+                    on_spoken=lambda text: self.log_words(record, "answered", text), on_left=self._take_over)
+
+    def _take_over(self, task: asyncio.Task[None]) -> None:
+        """Keep a task that outlives its turn until it has ended."""
+        self._left.add(task)
+        task.add_done_callback(self._left.discard)
 
     def log_words(self, record: TurnRecord, what: str, text: str) -> None:
         """Write what was said to the log, only when the user asked for it."""
@@ -129,6 +136,10 @@ class Assistant:
                 while self.turns_running:
                     self._turn_ended.clear()
                     await self._turn_ended.wait()
+        left = list(self._left)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def keep_canned(self, retry_s: float = 5.0) -> None:
         """Prepare the canned sentences, trying again until the voice works."""

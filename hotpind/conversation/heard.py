@@ -28,7 +28,22 @@ class Heard:
     @property
     def sent_text(self) -> str:
         """All text of which audio was sent."""
-        return " ".join(text for text, size in self._pieces if size)
+        return " ".join(text for text, size in self._pieces if size and text)
+
+    def cut_short(self, bytes_per_letter: float) -> None:
+        """Note that the piece begun last has no more audio than it has now, so that its last words are not spoken.
+
+        How many is told by the pieces before it; without any, by ``bytes_per_letter``.
+        """
+        if not self._pieces:
+            return
+        *before, (text, size) = self._pieces
+        letters = sum(len(other) for other, had in before if had)
+        if letters:
+            bytes_per_letter = sum(had for _, had in before) / letters
+        share = min(1.0, size / max(1.0, bytes_per_letter * len(text)))
+        words = text.split()
+        self._pieces[-1] = " ".join(words[:int(len(words) * share)]), size
 
     def text_played(self, played_bytes: float) -> str:
         """Return the text heard after ``played_bytes`` of audio; a piece cut short counts by its share of words."""

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from hotpind.chat.messages import Brain, ChatRequest
 from hotpind.conversation.heard import Heard
@@ -24,6 +24,7 @@ from hotpind.speech.tts import Synthesizer
 from hotpind.system.logs import fields
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 PIECES_WAITING = 4
 """Pieces of text that may wait for the voice; the model waits beyond that."""
@@ -31,12 +32,21 @@ AUDIO_AHEAD_S = 6.0
 """Synthesis stays this many seconds ahead of what is being sent, so that a slow sentence is not heard as a gap."""
 CANNED_PART = 8192
 """Bytes of a prepared sentence handed on at once."""
+LETTERS_PER_S = 15.0
+"""How fast a voice is, where it could not be measured."""
 
 RUNWAY_S = 0.8
 """With less audio than this before it, a piece is spoken up to the last whole word rather than leave a gap: Piper
 needs 0.1 s for a clause on a PC, three times that on a Pi 4."""
 
 
+DRY_S = 2.0
+"""After so much silence even a word or two are spoken: they may be all that a slow model has."""
+TICK_S = 0.2
+"""How often it is looked whether the device will have something to play."""
+SILENCE_S = 8.0
+"""An answer that had no audio to send for so long is ended with a sentence that is at hand: a pin takes one without
+audio for 10 s for dead."""
 FIRST_WORD_PATIENCE_S = 1.0
 """With several devices, an answer that would fall silent within this time goes before one that has not begun: a gap
 in a sentence is worse than a moment more before it."""
@@ -114,6 +124,8 @@ class _Piece:
 
     text: str
     audio: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    broke: bool = False
+    """Its audio is not whole."""
 
 
 class Turn:
@@ -122,9 +134,10 @@ class Turn:
     def __init__(self, *, brain: Brain, voice: Synthesizer, canned: Canned, ear: Ear, conversation: Conversation,
                  record: TurnRecord, system_prompt: str, deadline_s: float,
                  on_spoken: Callable[[str], None] = lambda _: None,
+                 on_left: Callable[[asyncio.Task[None]], object] = asyncio.Task.cancel,
                  clock: Callable[[], float] = time.monotonic) -> None:
-        """Prepare; ``deadline_s`` is how long after the end of speech the answer must have begun, and ``on_spoken`` is
-        told the whole answer.
+        """Prepare; ``deadline_s`` is how long after the end of speech the answer must have begun, ``on_spoken`` is
+        told the whole answer, and ``on_left`` takes over a request to a voice that hangs.
         """
         self._brain = brain
         self._voice = voice
@@ -135,6 +148,7 @@ class Turn:
         self._about = fields(turn=record.turn, device=record.device)
         self._system_prompt = system_prompt
         self._on_spoken = on_spoken
+        self._on_left = on_left
         self._deadline_s = deadline_s
         self._clock = clock
         self._heard = Heard()
@@ -145,6 +159,12 @@ class Turn:
         self._given = False
         self._room = asyncio.Event()
         self._began_speaking = asyncio.Event()
+        self._thought = asyncio.Event()
+        self._splitter = ClauseSplitter()
+        self._producers: list[asyncio.Task[None]] = []
+        """The tasks that make the audio, ended when it does not come."""
+        self._silenced = False
+        self._sent_at = 0.0
 
     async def answer(self, question: str) -> None:
         """Answer a question aloud; always ends the turn for the device, by audio and `complete` or by an error."""
@@ -153,8 +173,7 @@ class Turn:
         request = ChatRequest(self._conversation.messages(self._system_prompt, question, picture),
                               device=self._record.device, turn=self._record.turn)
         try:
-            await self._ear.thinking(question, has_image=picture is not None)
-            await self._finish(self._words(request))
+            await self._finish(self._words(request), transcript=question)
         finally:
             # Whatever the end was: what was heard is remembered, and nothing else.
             self._conversation.add(question, self._what_was_heard(), self._clock(), picture)
@@ -170,9 +189,9 @@ class Turn:
         self._record.outcome = outcome
         await self._finish(_single(_AsIs(text)))
 
-    async def _finish(self, words: AsyncGenerator[str, None]) -> None:
+    async def _finish(self, words: AsyncGenerator[str, None], *, transcript: str = "") -> None:
         try:
-            failure = await self._pipeline(words)
+            failure = await self._pipeline(words, transcript)
             if failure:
                 self._record.outcome = "failed"
                 await self._ear.failed(failure)
@@ -185,15 +204,16 @@ class Turn:
             self._record.outcome = "cancelled"
             raise
 
-    async def _pipeline(self, words: AsyncGenerator[str, None]) -> str:
+    async def _pipeline(self, words: AsyncGenerator[str, None], transcript: str) -> str:
         """Think, speak and send at once; return the sentence for the device when that failed. Raises `DeviceGone`."""
         failure = ""
         gone: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._think(words), name="think")
-                tasks.create_task(self._speak(), name="speak")
-                tasks.create_task(self._send(), name="send")
+                self._producers = [tasks.create_task(self._think(words), name="think"),
+                                   tasks.create_task(self._speak(), name="speak"),
+                                   tasks.create_task(self._keep_up(), name="keep up")]
+                tasks.create_task(self._send(transcript), name="send")
                 tasks.create_task(self._hurry(), name="hurry")
         except* DeviceGone as group:
             # Raised below: what is raised in here would reach the caller inside an exception group.
@@ -249,24 +269,44 @@ class Turn:
 
     async def _think(self, words: AsyncGenerator[str, None]) -> None:
         """Cut the words into pieces to speak; an answer without a word becomes a plain sentence."""
-        splitter = ClauseSplitter()
         async with contextlib.aclosing(words):
             async for text in words:
                 if isinstance(text, _StartOver):
-                    splitter = ClauseSplitter()
+                    self._splitter = ClauseSplitter()
                     continue
                 self._record.mark("first_token", self._clock())
                 whole = isinstance(text, _AsIs)
-                pieces = [*splitter.finish(), text] if whole else splitter.feed(text)
+                pieces = [*self._splitter.finish(), text] if whole else self._splitter.feed(text)
+                if whole:
+                    self._splitter = ClauseSplitter()
                 if not pieces and self._runs_dry():
-                    pieces = splitter.hurry()
+                    pieces = self._splitter.hurry()
                 for piece in pieces:
                     await self._give(piece)
-                if whole:
-                    splitter = ClauseSplitter()
-        for piece in splitter.finish() or ([] if self._given else [NO_ANSWER]):
+        for piece in self._splitter.finish() or ([] if self._given else [NO_ANSWER]):
             await self._give(piece)
         await self._text.put(None)
+        self._thought.set()
+
+    async def _keep_up(self) -> None:
+        """Speak what there is of a sentence when its end does not come in time."""
+        dry_since: float | None = None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._thought.wait()
+                return
+            now = asyncio.get_running_loop().time()
+            if not self._runs_dry():
+                dry_since = None
+                continue
+            if self._ear.ahead_s() <= 0 and dry_since is None:
+                dry_since = now
+            pieces = self._splitter.hurry()
+            if not pieces and dry_since is not None and now - dry_since >= DRY_S:
+                pieces, self._splitter = self._splitter.finish(), ClauseSplitter()
+            for piece in pieces:
+                await self._give(piece)
 
     def _runs_dry(self) -> bool:
         """Tell whether the device will soon have nothing left to play and nothing is being made for it."""
@@ -297,10 +337,23 @@ class Turn:
     async def _synthesise(self, piece: _Piece) -> None:
         canned = self._canned.audio.get(piece.text)
         if canned is not None:
-            # In small parts, as the voice gives it: a part is sent, and counts as sent, as a whole.
-            for start in range(0, len(canned), CANNED_PART):
-                self._queue(piece, canned[start:start + CANNED_PART])
+            for part in _parts(canned):
+                self._queue(piece, part)
             return
+        work = asyncio.create_task(self._speak_with_voice(piece), name="speak a piece")
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError:
+            if self._silenced:
+                # Only its own deadline gets a voice that hangs replaced.
+                self._on_left(work)
+            else:
+                work.cancel()
+                await asyncio.wait({work})
+            raise
+        work.result()
+
+    async def _speak_with_voice(self, piece: _Piece) -> None:
         begun = False
         try:
             async with contextlib.aclosing(self._voice.speak(piece.text, self._due())) as audio:
@@ -312,6 +365,7 @@ class Turn:
                 raise
             # Half a sentence is never begun again: what is lost is less bad than what is said twice.
             _LOG.warning("A sentence was lost: %s", error, extra=self._about)
+            piece.broke = True
 
     def _due(self) -> float:
         """Return the point on the clock at which the next audio is needed."""
@@ -324,23 +378,64 @@ class Turn:
         self._queued_bytes += len(pcm)
         piece.audio.put_nowait(pcm)
 
-    async def _send(self) -> None:
-        while (piece := await self._pieces.get()) is not None:
-            self._heard.begin(piece.text)
-            while (pcm := await piece.audio.get()) is not None:
-                if not self._began_speaking.is_set():
-                    await self._ear.speaking(piece.text, self._voice.rate)
-                    self._began_speaking.set()
-                    await self._ear.sentence(piece.text)
-                elif not self._heard.last_has_audio:
-                    await self._ear.sentence(piece.text)
-                self._heard.audio(len(pcm))
-                self._record.answer_s += len(pcm) / (self._voice.rate * 2)
-                await self._ear.audio(pcm)
-                self._record.mark("first_audio", self._clock())
-                self._queued_bytes -= len(pcm)
-                self._room.set()
+    async def _send(self, transcript: str) -> None:
+        if transcript:
+            await self._ear.thinking(transcript, has_image=self._record.has_image)
+        try:
+            while (piece := await self._next(self._pieces)) is not None:
+                self._heard.begin(piece.text)
+                while (pcm := await self._next(piece.audio)) is not None:
+                    await self._send_part(piece.text, pcm)
+                    self._queued_bytes -= len(pcm)
+                    self._room.set()
+                if piece.broke:
+                    self._cut_short()
+        except _SilenceError:
+            await self._close()
         self._began_speaking.set()
+
+    async def _next(self, queue: asyncio.Queue[_T]) -> _T:
+        """Take the next of a queue; raises `_SilenceError` when the device had nothing for too long."""
+        if not self._began_speaking.is_set():
+            return await queue.get()
+        try:
+            async with asyncio.timeout_at(self._sent_at + SILENCE_S):
+                return await queue.get()
+        except TimeoutError:
+            raise _SilenceError from None
+
+    async def _send_part(self, text: str, pcm: bytes) -> None:
+        """Send a part of a piece's audio."""
+        if not self._began_speaking.is_set():
+            await self._ear.speaking(text, self._voice.rate)
+            self._began_speaking.set()
+            await self._ear.sentence(text)
+        elif not self._heard.last_has_audio:
+            await self._ear.sentence(text)
+        self._heard.audio(len(pcm))
+        self._record.answer_s += len(pcm) / (self._voice.rate * 2)
+        await self._ear.audio(pcm)
+        self._sent_at = asyncio.get_running_loop().time()
+        self._record.mark("first_audio", self._clock())
+
+    async def _close(self) -> None:
+        """End an answer of which no more comes, with the closing sentence."""
+        _LOG.warning("The answer broke off: there was nothing to play for %g s", SILENCE_S, extra=self._about)
+        self._silenced = True
+        for task in self._producers:
+            task.cancel()
+        self._cut_short()
+        self._heard.begin(BROKEN_OFF)
+        for pcm in _parts(self._canned.audio.get(BROKEN_OFF, b"")):
+            await self._send_part(BROKEN_OFF, pcm)
+
+    def _cut_short(self) -> None:
+        """Note that the piece begun last is not whole."""
+        self._heard.cut_short(self._voice.rate * 2 / LETTERS_PER_S)
+
+
+class _SilenceError(Exception):
+    """The device had nothing to play for too long."""
 
 
 class _AsIs(str):
@@ -353,6 +448,11 @@ class _StartOver(str):
     """What came before it in this stream is not to be spoken: it broke off, and another answer follows."""
 
     __slots__ = ()
+
+
+def _parts(pcm: bytes) -> list[bytes]:
+    """Cut prepared audio as the voice gives it: a part is sent, and counts as sent, as a whole."""
+    return [pcm[start:start + CANNED_PART] for start in range(0, len(pcm), CANNED_PART)]
 
 
 async def _single(text: str) -> AsyncGenerator[str, None]:

@@ -7,10 +7,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import pytest
 
+from hotpind.chat import runner as runner_module
 from hotpind.chat.backend import Ended, Event, Probe, Words
 from hotpind.chat.messages import ChatRequest, Message
 from hotpind.chat.runner import Pace, Runner
-from hotpind.errors import BackendError, BackendTooLate, BackendUnreachable
+from hotpind.errors import BackendError, BackendTooLate, BackendUnreachable, StreamBroke
 
 PACE = Pace(first_s=10.0, next_s=10.0, steady=True)
 
@@ -73,3 +74,87 @@ async def test_after_the_last_word_nothing_is_a_fault_and_nothing_lasts(end: Cal
     await asyncio.wait_for(runner.task, 8)
     assert backend.closed
     assert broke == []
+
+
+class Script(Odd):
+    """A backend whose words come at times: text and the seconds before it."""
+
+    def __init__(self, *lines: tuple[float, str]) -> None:
+        super().__init__(stalls)
+        self._lines = lines
+
+    async def stream(self, request: ChatRequest, *, quiet_s: float) -> AsyncGenerator[Event, None]:
+        """Say the lines."""
+        for wait, text in self._lines:
+            await asyncio.sleep(wait)
+            yield Words(text)
+        yield Ended()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speech that takes no time, and little patience."""
+    monkeypatch.setattr(runner_module, "SPOKEN_WORDS_PER_S", 1000.0)
+    monkeypatch.setattr(runner_module, "HOLD_S", 0.2)
+    monkeypatch.setattr(runner_module, "SILENCE_S", 0.8)
+
+
+async def said_by(backend: Odd) -> tuple[list[tuple[float, str]], BackendError | None]:
+    """Return what is given out, each with its second, and how it broke off."""
+    broke: list[BackendError] = []
+    runner = Runner(backend, ChatRequest((Message("user", "x"),)), pace=Pace(10.0, 10.0, steady=False), max_words=50,
+                    changed=lambda: None, broke=broke.append)
+    begun = asyncio.get_running_loop().time()
+    said: list[tuple[float, str]] = []
+    try:
+        while (text := await runner.next()) is not None:
+            said.append((asyncio.get_running_loop().time() - begun, text))
+    except StreamBroke:
+        assert len(broke) == 1
+        return said, broke[0]
+    finally:
+        await runner.cancel()
+    assert broke == []
+    return said, None
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_held_sentence_is_given_out_before_its_listener_is_long_in_silence() -> None:
+    said, broke = await said_by(Script((0, "It is so. It drips slowly and "), (0.5, "on "), (0.5, "on.")))
+    assert broke is None
+    assert "".join(text for _, text in said) == "It is so. It drips slowly and on on."
+    released = next(at for at, text in said if text == " It drips slowly and")
+    assert 0.15 < released < 0.45, said
+    assert said[-1][0] < 1.5
+
+
+@pytest.mark.usefixtures("quick")
+async def test_words_that_come_slowly_are_no_fault_of_a_model_that_may_be_slow() -> None:
+    said, broke = await said_by(Script((0, "It is so. "), *[(0.5, f"word{number} ") for number in range(5)]))
+    assert broke is None
+    assert "".join(text for _, text in said).count("word") == 5
+
+
+@pytest.mark.usefixtures("quick")
+async def test_thoughts_in_the_middle_of_an_answer_are_silence() -> None:
+    said, broke = await said_by(Script((0, "It is so. <think>"), *[(0.1, "hmm ")] * 100))
+    assert "in silence" in str(broke)
+    assert "".join(text for _, text in said) == "It is so."
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_may_be_a_repetition_is_not_released() -> None:
+    said, broke = await said_by(Script((0, "One two three four. One two three "), (0.6, "four. "), (0, "One")))
+    assert broke is None
+    assert "".join(text for _, text in said) == "One two three four."
+
+
+@pytest.mark.usefixtures("quick")
+async def test_nobody_is_in_silence_over_an_answer_that_is_not_listened_to() -> None:
+    runner = Runner(Script((0, "It is so. <think>"), *[(0.2, "hmm ")] * 6, (0, "</think> Yes.")),
+                    ChatRequest((Message("user", "x"),)), pace=Pace(10.0, 10.0, steady=False), max_words=50,
+                    changed=lambda: None, broke=lambda error: pytest.fail(str(error)))
+    await asyncio.sleep(1.4)
+    assert await runner.next() == "It is so."
+    assert await runner.next() == " Yes."
+    await runner.cancel()

@@ -26,3 +26,20 @@ def test_a_piece_without_audio_was_not_heard() -> None:
     heard.begin("spoken")
     heard.audio(10)
     assert heard.sent_text == "spoken"
+
+
+def test_a_piece_that_broke_off_counts_by_the_audio_it_got() -> None:
+    heard = Heard()
+    heard.begin("one two three four")
+    heard.audio(900)
+    heard.cut_short(bytes_per_letter=100)
+    assert heard.sent_text == "one two", "18 letters would take 1800 bytes"
+    heard.begin("whole words of speech here")
+    heard.audio(1800 * 2)
+    heard.begin("one two three four")
+    heard.audio(900)
+    heard.cut_short(bytes_per_letter=1)
+    assert heard.sent_text == "one two whole words of speech here one"
+    heard.begin("nothing of it")
+    heard.cut_short(bytes_per_letter=1)
+    assert heard.sent_text == "one two whole words of speech here one"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
 
+import pytest
+
+from hotpind.conversation import turn as turn_module
 from hotpind.conversation.memory import Conversation
+from hotpind.conversation.prompts import BROKEN_OFF
 from hotpind.conversation.turn import FIRST_WORD_PATIENCE_S, Canned, Turn, TurnRecord
+from hotpind.errors import EngineBroke
 from hotpind.speech.tts import Synthesizer
 
 RATE = 1000
@@ -74,3 +79,137 @@ async def test_the_first_piece_is_needed_soon_and_a_later_one_when_playback_woul
                 deadline_s=50.0, clock=lambda: 103.0)
     await turn.answer("what?")
     assert voice.due == [100.0 + FIRST_WORD_PATIENCE_S, 103.0 + 2.5]
+
+
+class Listener(Ear):
+    """A device that writes down what it is told, and plays everything at once."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.parts: list[tuple[float, int]] = []
+        self.may_show = asyncio.Event()
+        self.may_show.set()
+
+    async def thinking(self, transcript: str, *, has_image: bool) -> None:
+        await self.may_show.wait()
+        self.told.append(f"thinking {transcript}")
+
+    async def speaking(self, response: str, rate: int) -> None:
+        self.told.append("speaking")
+
+    async def audio(self, pcm: bytes) -> None:
+        self.parts.append((asyncio.get_running_loop().time(), len(pcm)))
+
+    async def end_audio(self) -> None:
+        self.told.append("end")
+
+    async def complete(self, record: TurnRecord, response: str) -> None:
+        self.told.append(f"complete {response}")
+
+
+class Script:
+    """A brain that says lines, each after so many seconds."""
+
+    backend = model = reason = ""
+
+    def __init__(self, *lines: tuple[float, str]) -> None:
+        self.lines: Sequence[tuple[float, str]] = lines
+        self.asked = asyncio.Event()
+
+    async def ask(self, _: object) -> Script:
+        self.asked.set()
+        return self
+
+    async def __aiter__(self) -> AsyncGenerator[str, None]:
+        for wait, text in self.lines:
+            await asyncio.sleep(wait)
+            yield text
+
+    async def aclose(self) -> None:
+        return None
+
+
+def turn_of(brain: Any, voice: Any, ear: Any, conversation: Conversation, **more: Any) -> Turn:
+    loop = asyncio.get_running_loop()
+    return Turn(brain=brain, voice=cast(Synthesizer, voice), canned=Canned({BROKEN_OFF: bytes(RATE)}), ear=ear,
+                conversation=conversation, record=TurnRecord("1", "kitchen", loop.time()), system_prompt="",
+                deadline_s=50.0, clock=loop.time, **more)
+
+
+async def test_the_question_goes_out_while_the_device_is_still_being_told_the_transcript() -> None:
+    ear, brain = Listener(), Script((0, "Yes."))
+    ear.may_show.clear()
+    asking = asyncio.create_task(turn_of(brain, Voice(), ear, Conversation(10)).answer("what?"))
+    await asyncio.wait_for(brain.asked.wait(), 2)
+    await asyncio.sleep(0.1)
+    assert ear.told == []
+    ear.may_show.set()
+    await asking
+    assert ear.told == ["thinking what?", "speaking", "end", "complete Yes."]
+
+
+async def test_words_that_drip_are_spoken_before_their_sentence_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn_module, "DRY_S", 0.3)
+    ear, voice = Listener(), Voice()
+    brain = Script((0, "It is so."), (0, " Then"), (1.2, " comes"), (1.2, " more."))
+    await turn_of(brain, voice, ear, Conversation(10)).answer("what?")
+    assert len(voice.due) == 4, "one for each word that came alone"
+    assert ear.told[-1] == "complete It is so. Then comes more."
+    assert max(later[0] - earlier[0] for earlier, later in zip(ear.parts, ear.parts[1:], strict=False)) < 2.0
+
+
+class Hanging(Voice):
+    """A voice that hangs in the second piece, after half a second of it."""
+
+    ended = False
+
+    async def speak(self, text: str, due: float) -> AsyncGenerator[bytes, None]:
+        if not self.due:
+            self.due.append(due)
+            yield bytes(RATE * 2)
+            return
+        yield bytes(RATE)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            self.ended = True
+
+
+async def test_a_voice_that_hangs_ends_in_the_closing_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn_module, "SILENCE_S", 0.5)
+    ear, voice, conversation = Listener(), Hanging(), Conversation(10)
+    left: list[asyncio.Task[None]] = []
+    brain = Script((0, "One is said. Two is said as well."), (0, " Three is never heard."))
+    await asyncio.wait_for(turn_of(brain, voice, ear, conversation, on_left=left.append).answer("what?"), 5)
+    # A second of audio for 12 letters: half a second more is six of the second sentence's.
+    said = f"One is said. Two {BROKEN_OFF}"
+    assert ear.told[-2:] == ["end", f"complete {said}"]
+    assert conversation.exchanges[-1].answer == said
+    assert len(left) == 1, "its deadline still has to find out that the voice hangs"
+    assert not voice.ended
+    left[0].cancel()
+    await asyncio.wait(left)
+
+
+async def test_a_model_that_falls_silent_ends_in_the_closing_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn_module, "SILENCE_S", 0.5)
+    ear = Listener()
+    await asyncio.wait_for(
+        turn_of(Script((0, "One is said."), (3600, "")), Voice(), ear, Conversation(10)).answer("what?"), 5)
+    assert ear.told[-1] == f"complete One is said. {BROKEN_OFF}"
+
+
+class Dying(Voice):
+    """A voice that dies in the middle of the second piece."""
+
+    async def speak(self, text: str, due: float) -> AsyncGenerator[bytes, None]:
+        yield bytes(RATE * 2 if text == "One is said." else RATE)
+        if text.startswith("Two"):
+            raise EngineBroke("the voice broke off")
+
+
+async def test_words_that_a_dead_voice_did_not_speak_are_no_part_of_the_history() -> None:
+    ear, conversation = Listener(), Conversation(10)
+    await turn_of(Script((0, "One is said."), (0, " Two is said as well."), (0, " Three.")), Dying(), ear,
+                  conversation).answer("what?")
+    assert conversation.exchanges[-1].answer == "One is said. Two Three."

@@ -307,11 +307,11 @@ class _Misbehaviour:
         await asyncio.sleep(3600)
         return self._response
 
-    async def drip(self, every: float = 3.0) -> web.StreamResponse:
-        """Send the first word at once, then one every so many seconds."""
+    async def drip(self, every: float = 3.0, after: int = 1) -> web.StreamResponse:
+        """Send the first words (``after`` of them) at once, then one every so many seconds."""
         await self._begin()
         for index, word in enumerate(_words(self._fake.text_for(self._record))):
-            if index:
+            if index >= after:
                 await asyncio.sleep(every)
             await self._say(word)
         return await self._end()
@@ -456,9 +456,10 @@ class _Misbehaviour:
         """Answer with thoughts only."""
         return await self._answer("<think>The user wants to know a thing. I wonder." + ("</think>" if closed else ""))
 
-    async def think_aloud(self, every: float = 0.05) -> web.StreamResponse:
-        """Think without end."""
+    async def think_aloud(self, every: float = 0.05, words: int = 0) -> web.StreamResponse:
+        """Think without end, after so many words."""
         await self._begin()
+        await self._say_first(words)
         await self._say("<think>")
         while True:
             await self._say("hmm ")
