@@ -115,7 +115,7 @@ class Session:
         return self._mouth.underruns
 
     async def _on_text(self, text: str) -> None:
-        if len(text) > self._assistant.config.server.max_message_bytes:
+        if len(text.encode()) > self._assistant.config.server.max_message_bytes:
             await self._refuse("That message was too long and is ignored.")
             return
         message = protocol.parse(text)
@@ -172,11 +172,16 @@ class Session:
         """Tell whether audio that comes during a turn is listened to: for a barge-in, or because the pin gave up."""
         assert self.turn_now is not None
         age = now - self.turn_now.began
+        if "barge-in" in self.features:
+            if self._too_long and self._listener is not None and not self._listener.tracker.speaking:
+                # However long the answer and the silence around it: it is listened to until its end.
+                self._listen_afresh()
+            # A pin may still flush what it had captured when it sent EOS, or when it was told that speech had ended.
+            return age > IN_FLIGHT_S
         if age > DEVICE_GIVES_UP_S:
             await self._barge_in()
             return True
-        # A pin may still flush what it had captured when it sent EOS, or when it was told that speech had ended.
-        return "barge-in" in self.features and age > IN_FLIGHT_S
+        return False
 
     async def _refuse(self, sentence: str) -> None:
         if self.in_turn:
