@@ -18,16 +18,22 @@ from tests.appliance.recordings import DATA
 from tests.pictures import plain
 from tests.wav import write_wav
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.timeout(600)]
 DEVICES = TURNS = 2
 SHORT = ("--wav", str(DATA / "cards" / "002.wav"))
+GAP = "The sound stopped"
+LATE_ACK = "The acknowledgement"
+IDLE_PERCENT = 20
+"""Of a core, in all; less than one on a machine that does nothing else."""
+BENCH_S = 500
+"""For one benchmark; the longest takes 50 s on a machine that does nothing else."""
 
 
 def bench(*arguments: str) -> tuple[int, dict[str, Any]]:
     environ = {name: value for name, value in os.environ.items()
                if not name.startswith(("HOTPIN_", "GROQ_")) or name == "HOTPIN_PATHS__MODELS"}
     done = subprocess.run([sys.executable, "-m", "hotpind.cli.ctl", "bench", "--json", *arguments], text=True,
-                          capture_output=True, timeout=200, check=False, env=environ)
+                          capture_output=True, timeout=BENCH_S, check=False, env=environ)
     assert "Traceback" not in done.stderr, done.stderr
     data: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, data
@@ -42,9 +48,11 @@ def test_two_devices_of_two_turns_add_up(tmp_path: Path) -> None:
     assert len(samples) == DEVICES * TURNS == data["turns"]["answered"]
     assert {sample["device"] for sample in samples} == {"bench-001", "bench-002"}
     assert data["turns"]["backends"] == {"local": 4}
-    # The machine is shared, so playback may run dry; it is counted the same everywhere, and nothing else is wrong.
-    assert all(sentence.startswith("The sound stopped") for sentence in data["violations"])
-    assert sum(data["violations"].values()) == data["playback"]["underruns"]
+    # The machine is shared, so playback may run dry and a frame's acknowledgement be late; nothing else is wrong, and
+    # gaps are counted the same everywhere.
+    assert all(sentence.startswith((GAP, LATE_ACK)) for sentence in data["violations"]), data["violations"]
+    gaps = sum(times for sentence, times in data["violations"].items() if sentence.startswith(GAP))
+    assert gaps == data["playback"]["underruns"]
     for sample in samples:
         stages = sample["stages"]
         assert (0 <= stages["transcript"] <= stages["first_token"] <= stages["first_clause"]
@@ -53,13 +61,16 @@ def test_two_devices_of_two_turns_add_up(tmp_path: Path) -> None:
     assert data["first_audio"]["p50"] == pytest.approx((first_audio[1] + first_audio[2]) / 2, abs=1e-3)
     assert data["first_audio"]["most"] == pytest.approx(first_audio[-1], abs=1e-3)
     assert {spread["count"] for spread in data["took"].values()} == {4}
-    assert data["playback"]["most_ahead_s"] <= 4
+    # The appliance sends at most 3 s ahead by its own clock; a pin that is kept waiting begins to play later than that.
+    assert data["playback"]["most_ahead_s"] <= 6
     cpu, memory = data["cpu"], data["memory"]
     assert set(cpu["per_turn_s"]) >= {"hotpind", "whisper", "piper", "llama"}
     assert sum(cpu["per_turn_s"].values()) == pytest.approx(cpu["per_turn_total_s"], abs=1e-3)
     assert min(cpu["per_turn_s"][engine] for engine in ("whisper", "piper", "llama")) > 0
     assert max(memory["peak_pss"].values()) < memory["peak_pss_total"] <= sum(memory["peak_pss"].values())
-    assert 0 <= data["idle"]["percent_total"] < 100
+    idle = data["idle"]
+    assert idle["seconds"] == 1
+    assert sum(idle["percent_of_a_core"].values()) == pytest.approx(idle["percent_total"], abs=5e-3)
     floor = data["floor"]
     assert floor["hearing_left"]["p50"] <= floor["hearing"]["p50"]
     assert floor["first_word"]["p50"] <= floor["thinking"]["p50"]
@@ -67,6 +78,19 @@ def test_two_devices_of_two_turns_add_up(tmp_path: Path) -> None:
     assert floor["after_speech"]["most"] <= floor["engines"]["most"]
     root = ET.parse(chart).getroot()
     assert "Engines alone" in [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_an_appliance_that_nobody_asks_leaves_the_machine_alone() -> None:
+    measured = []
+    for _ in range(2):
+        status, data = bench(*SHORT, "--turns", "1", "--warm-up", "0", "--local", "--fast", "--idle", "5")
+        assert status == 0, data["problems"]
+        measured.append(data["idle"])
+        if data["idle"]["percent_total"] < IDLE_PERCENT:
+            break
+    print("idle, percent of a core:", *(each["percent_total"] for each in measured))
+    assert measured[-1]["percent_total"] < IDLE_PERCENT, measured
+    assert set(measured[-1]["percent_of_a_core"]) >= {"hotpind", "whisper", "piper", "llama"}
 
 
 def test_a_question_without_speech_is_a_failed_turn(tmp_path: Path) -> None:

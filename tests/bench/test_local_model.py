@@ -66,7 +66,7 @@ async def asked_by_the_appliance(engine: Engine, config: Config) -> dict[str, An
     backend = LocalBackend(engine, config.chat.local, lookup=NameLookup(), reader=None)
     try:
         request = ChatRequest((Message("system", prompt), Message("user", ASKED)))
-        assert [event async for event in backend.stream(request, quiet_s=10)]
+        assert [event async for event in backend.stream(request, quiet_s=60)]
     finally:
         await backend.close()
     return engine.asked.pop()

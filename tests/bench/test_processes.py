@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import pytest
 
 from hotpind.bench.processes import MemoryPeak, Usage, cpu_between, peer_pid, read_usage, watching_memory
 
@@ -34,11 +33,16 @@ def test_an_engine_is_found_by_name_with_its_cpu_time_and_memory() -> None:
     with process(PARENT) as started:
         assert started.stdout is not None
         assert started.stdout.readline() == "done\n"
+        [child] = psutil.Process(started.pid).children()
+        before = child.memory_full_info().pss
         usage = read_usage(started.pid)
+        after = child.memory_full_info().pss
         assert set(usage) == {"hotpind", "whisper"}
         assert 0.25 <= usage["whisper"].cpu_s < 5
-        [child] = psutil.Process(started.pid).children()
-        assert usage["whisper"].pss == pytest.approx(child.memory_full_info().pss, rel=0.2)
+        # The interpreter's pages are shared with every other test that runs one, so its part of them changes.
+        pss = usage["whisper"].pss
+        assert pss is not None
+        assert 0.8 * min(before, after) <= pss <= 1.2 * max(before, after)
         assert read_usage(started.pid, memory=False)["whisper"].pss is None
 
 
@@ -82,7 +86,7 @@ def test_the_peak_of_the_whole_is_not_the_sum_of_the_peaks() -> None:
 
 async def test_memory_is_watched_until_the_end() -> None:
     async with watching_memory(os.getpid()) as peak:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not peak.total:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)

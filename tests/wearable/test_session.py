@@ -240,6 +240,9 @@ async def test_what_a_device_hears_while_it_speaks_is_no_part_of_the_next_questi
         await until(lambda: session._listener is not None and session._listener.tracker.position >= 9_000)
         await ws.send_str('{"session_id":"modern"}')
         assert (await said(ws))["status"] == "connected", "0.6 s of silence end nothing"
+        await ws.send_str(EOS)
+        assert (await said(ws))["stage"] == "transcription"
+        assert "Could not understand audio" in (await said(ws))["message"], "it is not too long either"
         await ws.close()
 
 

@@ -68,13 +68,29 @@ async def test_the_turn_and_the_connection_end_and_nothing_unheard_is_remembered
     assert not caplog.records, caplog.text
 
 
-async def test_a_connection_that_was_replaced_does_not_linger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def until_stuck(home: House) -> None:
+    """Wait until what is sent has not left for a while: at first all of it does, into one buffer after the other."""
+    async with asyncio.timeout(PATIENCE_S):
+        stuck = 0
+        while stuck < 20:
+            await asyncio.sleep(0.02)
+            stuck = stuck + 1 if unsent(home) else 0
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["buffers have room", "buffers are full"])
+async def test_a_connection_that_was_replaced_does_not_linger(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
     monkeypatch.setattr(link, "CLOSE_DEADLINE_S", 0.2)
     async with house(tmp_path, LONG, answer_s=ANSWER_S) as home:
         old = await stall(home)
-        await until(lambda: unsent(home), PATIENCE_S)
+        if full:
+            await until_stuck(home)
+        else:
+            # The lead is on its way by then; it stays so for more than a second.
+            await asyncio.sleep(0.3)
         new = await home.device()
-        await until(lambda: len(home.server.connections) == 1, PATIENCE_S)
+        # It is cut, and does not wait for a deadline of aiohttp's.
+        await until(lambda: len(home.server.connections) == 1, 8)
         await until(lambda: home.turns, PATIENCE_S)
         assert home.turns[0].outcome == "cancelled"
         await end_of(old)
