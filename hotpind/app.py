@@ -206,7 +206,8 @@ class Appliance:
         self.status = Status(
             engines=self.engines, servers=self.remotes, backends=self.chain.status,
             devices=lambda: list(self.hub.sessions), faults=self._faults, facts=self._facts,
-            activity=lambda: str(self.activity))
+            activity=lambda: str(self.activity),
+            network=lambda: self._announcer is None or bool(self._announcer.interfaces))
         self.assistant.on_expected = Readiness(
             self.chain, self.local, lambda: self.status.cloud == "online").expect
         self.assistant.on_turn += [self.status.turn, self.metrics.turn, log_turn]
@@ -216,8 +217,7 @@ class Appliance:
             devices=lambda: len(self.hub.sessions), turns_running=lambda: self.assistant.turns_running,
             queues={"stt": lambda: self.transcriber.queue.waiting, "llm": lambda: self.chain.waiting,
                     "tts": lambda: self.voice.queue.waiting},
-            backends=self.chain.status, engines=self.engines, underruns=lambda: self.hub.underruns + sum(
-                each.underruns for each in self.hub.sessions.values()))
+            backends=self.chain.status, engines=self.engines, underruns=lambda: self.hub.underruns)
 
     def _make_web(self) -> None:
         names = own_names(self.identity.host_name)

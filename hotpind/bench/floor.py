@@ -9,6 +9,7 @@ speech, since whisper may begin as soon as the speaker pauses.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from hotpind.bench.local_model import body_of, messages_for, words
 from hotpind.bench.recordings import Recording, with_room_silence
 from hotpind.bench.spread import Spread, spread
 from hotpind.bench.stand_in import StandIn
+from hotpind.chat.speakable import Speakable
 from hotpind.config import Config
 from hotpind.errors import EngineBroke, EngineError, OperatorError
 from hotpind.speech.audio import PIN_RATE
@@ -155,12 +157,14 @@ class FloorMeter:
                 return await self._first_clause(response.content, began)
 
     async def _first_clause(self, lines: aiohttp.StreamReader, began: float) -> tuple[float, float, str]:
-        splitter, first_word = ClauseSplitter(), 0.0
+        # As in a turn: tokens become words that can be spoken, and these a clause.
+        speakable, splitter, first_word = Speakable(self._config.chat.max_answer_words), ClauseSplitter(), 0.0
         async for text in words(lines):
             first_word = first_word or self._clock() - began
-            if pieces := splitter.feed(text):
-                return first_word, self._clock() - began, pieces[0]
-        pieces = splitter.finish()
+            for word in re.findall(r"\s*\S+", speakable.feed(text)):
+                if pieces := splitter.feed(word):
+                    return first_word, self._clock() - began, pieces[0]
+        pieces = splitter.feed(speakable.finish()) or splitter.finish()
         if not pieces:
             raise EngineBroke("the language model had nothing to say")
         return first_word, self._clock() - began, pieces[0]

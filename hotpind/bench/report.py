@@ -70,6 +70,14 @@ class Report:
         return spread(each.spans[mark] for each in self.outcome.samples if mark in each.spans)
 
     @property
+    def by_recording(self) -> dict[str, Spread]:
+        """Seconds to the first sound for each recording: a hard one shows in the percentiles of all."""
+        spreads = {each.name: spread(sample.first_audio for sample in self.outcome.samples
+                                     if sample.recording == each.name and sample.first_audio is not None)
+                   for each in self.said}
+        return {name: found for name, found in spreads.items() if found is not None}
+
+    @property
     def crowded(self) -> bool:
         """Others were at work on this machine."""
         return self.load > CROWDED * self.machine.cores
@@ -97,6 +105,7 @@ class Report:
                       "transcript_ready": sum(sample.marks.get("transcript", 1.0) < READY_S
                                               for sample in outcome.samples if sample.answered)},
             "first_audio": _json(self.first_audio), "complete": _json(self.complete),
+            "by_recording": {name: found.as_json() for name, found in self.by_recording.items()},
             "at": {mark: _json(self.at(mark)) for mark in MARKS},
             "took": {mark: _json(self.took(mark)) for mark in SPANS},
             "acknowledgement": tally.stage("ack"),
@@ -122,7 +131,9 @@ class Report:
         if self.crowded:
             parts.append(Text(f"Others are at work on this machine (load {self.load:.1f}): do not trust these times.",
                               style="yellow"))
-        parts += [self._times(), *self._lines()]
+        parts += [self._times(), *self._lines(), Text("")]
+        if len(self.by_recording) > 1:
+            parts.append(self._recordings_table())
         if self.floor is not None:
             parts += [Text(""), self._floor_table(self.floor)]
         # As `Text`: an appliance chose some of these words, and none may be taken for markup.
@@ -155,6 +166,15 @@ class Report:
         table.add_row("first sound at the pin", *_cells(self.first_audio), *_cells(self.took("first_audio"), 2),
                       style="bold")
         table.add_row("complete", *_cells(self.complete))
+        return table
+
+    def _recordings_table(self) -> Table:
+        table = Table(box=None, pad_edge=False, title_justify="left", title="First sound at the pin, by recording")
+        for head in ("Seconds", "length", "turns", "p50", "p95"):
+            table.add_column(head, justify="left" if not table.columns else "right")
+        lengths = {each.name: each.seconds for each in self.said}
+        for name, found in self.by_recording.items():
+            table.add_row(Text(name), f"{lengths[name]:.1f}", str(found.count), *_cells(found, 2))
         return table
 
     def _lines(self) -> list[Text]:

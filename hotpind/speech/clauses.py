@@ -23,7 +23,7 @@ LONGEST_PIECE = 300
 
 ABBREVIATIONS = frozenset({"mr.", "mrs.", "ms.", "dr.", "st.", "prof.", "vs.", "e.g.", "i.e.", "etc.", "approx."})
 
-_MARK = re.compile("(?:[,;:](?=\\s)|\\s[\u2013\u2014-](?=\\s)|\u2014|[.!?](?=\\s))")
+_MARK = re.compile("(?:[,;:](?=\\s|$)|\\s[\u2013\u2014-](?=\\s)|\u2014|[.!?](?=\\s))")
 _SENTENCE_END = re.compile("(\\S*[.!?])[\"')\\]\u2019\u201d]*$")
 
 
@@ -79,7 +79,7 @@ class ClauseSplitter:
                 return first
         if _ends_sentence(text) and len(text.strip()) >= LEAST_FIRST_CHARS:
             return text
-        words = list(re.finditer(r"\S+\s+", text))
+        words = list(re.finditer(r"\S+\s*", text))
         if len(words) >= FIRST_WORDS:
             return text[:words[FIRST_WORDS - 1].end()]
         return None

@@ -35,11 +35,18 @@ class Hub:
                  condition: Callable[[], dict[str, Any]]) -> None:
         """Check each device with ``may_use``, which raises an HTTP error for one that is not let in."""
         self.sessions: dict[str, Session] = {}
-        self.underruns = 0
+        self._serving: set[Session] = set()
+        """All that have not ended, also one that was replaced by a new connection of its device."""
+        self._past_underruns = 0
         self._assistant = assistant
         self._may_use = may_use
         self._condition = condition
         self._strangers: dict[asyncio.Task[Any], None] = {}
+
+    @property
+    def underruns(self) -> int:
+        """Times that playback ran dry at any device since the start; never goes down."""
+        return self._past_underruns + sum(session.underruns for session in self._serving)
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         """Serve one device from its upgrade to its goodbye."""
@@ -90,11 +97,13 @@ class Hub:
         else:
             farewell = None
             _LOG.info("%s is connected", name, extra=fields(device=name))
+        self._serving.add(session)
         try:
             await session.run()
         finally:
             link.let_go()
-            self.underruns += session.underruns
+            self._serving.discard(session)
+            self._past_underruns += session.underruns
             if self.sessions.get(name) is session:
                 del self.sessions[name]
                 _LOG.info("%s is gone", name, extra=fields(device=name))

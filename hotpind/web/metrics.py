@@ -29,10 +29,10 @@ class Metrics:
     def __init__(self) -> None:
         """Begin with a registry of its own."""
         self.registry = CollectorRegistry()
-        self._stages = Histogram("hotpin_stage_seconds", "Seconds from the end of speech until a stage was done.",
-                                 ["stage"], buckets=BUCKETS, registry=self.registry)
+        self._stages = Histogram("hotpin_stage_seconds",
+                                 "Seconds from the end of speech until a stage of an answered turn was done.", ["stage"], buckets=BUCKETS, registry=self.registry)
         self._first_audio = Histogram("hotpin_time_to_first_audio_seconds",
-                                      "Seconds from the end of speech to the first audio byte sent.",
+                                      "Seconds from the end of speech to the first audio byte of an answer.",
                                       buckets=BUCKETS, registry=self.registry)
         self._turns = Counter("hotpin_turns", "Turns by outcome and by what answered.", ["outcome", "backend"],
                               registry=self.registry)
@@ -44,6 +44,9 @@ class Metrics:
         outcome = record.outcome if record.outcome in OUTCOMES else "other"
         self._turns.labels(outcome, backend).inc()
         self._answer.inc(record.answer_s)
+        if outcome not in {"answered", "cancelled"}:
+            # A prepared sentence is there at once, and a broken turn late: neither tells how fast answers are.
+            return
         for stage in STAGES:
             if stage in record.stages:
                 self._stages.labels(stage).observe(record.stages[stage])

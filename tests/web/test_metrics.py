@@ -81,6 +81,14 @@ def test_a_turn_that_never_spoke_counts_by_its_outcome_only() -> None:
     assert ("hotpin_stage_seconds_count", "first_audio") not in found
 
 
+def test_a_prepared_sentence_does_not_make_answers_look_quick() -> None:
+    metrics = watched()
+    metrics.turn(record("busy", "", {"transcript": 0.0, "first_audio": 0.01}))
+    found = samples(metrics)
+    assert found["hotpin_turns_total", "none", "busy"] == 1
+    assert found["hotpin_time_to_first_audio_seconds_count",] == 0
+
+
 def test_odd_names_make_no_labels_of_their_own() -> None:
     metrics = watched()
     for number in range(50):
