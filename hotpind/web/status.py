@@ -30,7 +30,8 @@ class Status:
     def __init__(self, *, engines: Sequence[Engine], servers: Sequence[RemoteServer] = (),
                  backends: Callable[[], list[BackendStatus]], devices: Callable[[], list[str]],
                  faults: Callable[[], list[str]], facts: Callable[[], dict[str, Any]],
-                 activity: Callable[[], str] = str, clock: Callable[[], float] = time.monotonic) -> None:
+                 activity: Callable[[], str] = str, network: Callable[[], bool] = lambda: True,
+                 clock: Callable[[], float] = time.monotonic) -> None:
         """Ask these when somebody wants to know."""
         self.last_turns: deque[TurnRecord] = deque(maxlen=KEPT_TURNS)
         self.turns = 0
@@ -42,6 +43,7 @@ class Status:
         self._faults = faults
         self._facts = facts
         self._activity = activity
+        self._network = network
         self._clock = clock
         self._started = clock()
 
@@ -79,6 +81,8 @@ class Status:
             return activity or (faults[0] if faults else "loading models")
         devices = len(self._devices())
         parts = [self.cloud, f"{devices} device{'s' if devices != 1 else ''}"]
+        if not self._network():
+            parts.append("no network")
         last = next((turn for turn in reversed(self.last_turns) if "first_audio" in turn.stages), None)
         if last:
             parts.append(f"last answer after {last.stages['first_audio']:.2f} s")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 
-from tests.systemd.conftest import MachineMaker
+from tests.systemd.conftest import MachineMaker, drop_in, prop
 
 pytestmark = pytest.mark.systemd
 
@@ -23,6 +24,39 @@ def test_verify_is_silent_and_the_sandbox_is_tight(boot: MachineMaker) -> None:
     assert match is not None, text
     print(f"exposure {match[1]}")
     assert float(match[1]) <= WORST_EXPOSURE
+
+
+def test_the_package_and_the_examples_fit_the_unit(boot: MachineMaker) -> None:
+    host = boot()
+    folder = host.root / "etc/systemd/system/hotpind.service.d"
+    folder.mkdir(parents=True)
+    shutil.copy(host.root / "usr/share/doc/hotpind/examples/jetson-cuda.conf", folder)
+    verified = host.run("systemd-analyze", "verify", "hotpind.service")
+    assert verified.stdout + verified.stderr == ""
+    with (folder / "jetson-cuda.conf").open("a") as example:
+        example.write("\nNonsense=yes\n")
+    assert "Nonsense" in host.run("systemd-analyze", "verify", "hotpind.service", check=False).stderr
+    (folder / "jetson-cuda.conf").unlink()
+
+    # README.md's way to another disk: without it the sandbox lets nobody write there, not even root.
+    (host.root / "srv/models").mkdir()
+    write = "nsenter -t $(systemctl show --property MainPID --value hotpind) -m touch /srv/models/file"
+    host.run("systemctl", "start", "hotpind")
+    refused = host.run("sh", "-c", write, check=False)
+    assert "Read-only file system" in refused.stderr
+    drop_in(host, "ReadWritePaths=/srv/models")
+    host.run("systemctl", "restart", "hotpind")
+    host.run("sh", "-c", write)
+
+    # An upgrade that does not come to its end leaves a version that starts as quickly as before.
+    def compiled() -> int:
+        return len(list((host.root / "opt/hotpind").rglob("*.pyc")))
+
+    before = compiled()
+    assert before
+    host.run("/var/lib/dpkg/info/hotpind.prerm", "upgrade", "9.9.9")
+    assert prop(host, "ActiveState") == "inactive"
+    assert compiled() == before
 
 
 WRITER = """

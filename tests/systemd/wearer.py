@@ -58,6 +58,10 @@ class Wearer:
                 return found
             passed.append(found)
 
+    def arrived(self, *events: str) -> bool:
+        """Tell whether one of these events has come that nobody has waited for yet."""
+        return any(found["event"] in events for found in list(self._events.queue))
+
     def answer(self, wav: Path, *, slowly: bool = False, timeout: float = 60) -> dict[str, Any]:
         """Ask and return the turn, which must have been answered."""
         self.ask(wav, slowly=slowly)
