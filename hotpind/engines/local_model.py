@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 
 from hotpind.engines.supervisor import Engine, EngineState
+from hotpind.errors import EngineUnavailable
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,17 +57,22 @@ class LocalModel:
         return await self.engine.ready(LOAD_DEADLINE_S, refused=refused)
 
     def warm(self, messages: list[dict[str, Any]]) -> None:
-        """Evaluate a conversation's beginning in a loaded model, after the one that is under way.
+        """Evaluate a conversation's beginning in a model that is loaded or being loaded, after the one under way.
 
         Of those that wait only the latest is evaluated: the model remembers one conversation at a time.
         """
-        if self.engine.state is not EngineState.READY:
+        if self.state not in {"online", "loading"}:
             return
         self._to_warm = messages
         if self._warming is None or self._warming.done():
             self._warming = asyncio.create_task(self._warm(), name="warm the local model")
 
     async def _warm(self) -> None:
+        try:
+            await self.engine.ready(LOAD_DEADLINE_S)
+        except EngineUnavailable as error:
+            _LOG.debug("nothing is read ahead: %s", error)
+            return
         while (messages := self._to_warm) is not None:
             self._to_warm = None
             await self._warm_with(messages)

@@ -30,7 +30,8 @@ class Metrics:
         """Begin with a registry of its own."""
         self.registry = CollectorRegistry()
         self._stages = Histogram("hotpin_stage_seconds",
-                                 "Seconds from the end of speech until a stage of an answered turn was done.", ["stage"], buckets=BUCKETS, registry=self.registry)
+                                 "Seconds from the end of speech until a stage of an answered turn was done.",
+                                 ["stage"], buckets=BUCKETS, registry=self.registry)
         self._first_audio = Histogram("hotpin_time_to_first_audio_seconds",
                                       "Seconds from the end of speech to the first audio byte of an answer.",
                                       buckets=BUCKETS, registry=self.registry)

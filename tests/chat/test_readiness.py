@@ -16,6 +16,7 @@ from hotpind.chat.messages import ChatRequest, Message, Picture
 from hotpind.chat.readiness import Readiness
 from hotpind.engines.local_model import LocalModel
 from hotpind.engines.supervisor import EngineState
+from hotpind.errors import EngineUnavailable
 from tests.waiting import until
 
 
@@ -74,6 +75,8 @@ class Warmth:
     path: Path
     begun: list[str] = field(default_factory=list)
     may_end: asyncio.Event = field(default_factory=asyncio.Event)
+    loaded: asyncio.Event = field(default_factory=asyncio.Event)
+    unusable: bool = False
 
     async def warm(self, request: web.Request) -> web.Response:
         """Note the conversation."""
@@ -83,6 +86,13 @@ class Warmth:
 
     async def stop(self) -> None:
         """Nothing to stop."""
+
+    async def ready(self, _: float) -> Path:
+        """Wait until it is loaded."""
+        await self.loaded.wait()
+        if self.unusable:
+            raise EngineUnavailable("no such file")
+        return self.path
 
 
 @pytest.fixture
@@ -98,8 +108,11 @@ async def warmth(tmp_path: Path) -> AsyncIterator[Warmth]:
     await runner.cleanup()
 
 
-def model_at(warmth: Warmth) -> LocalModel:
-    engine: Any = SimpleNamespace(state=EngineState.READY, spec=SimpleNamespace(socket=warmth.path), stop=warmth.stop)
+def model_at(warmth: Warmth, state: EngineState = EngineState.READY) -> LocalModel:
+    if state is EngineState.READY:
+        warmth.loaded.set()
+    engine: Any = SimpleNamespace(state=state, spec=SimpleNamespace(socket=warmth.path), stop=warmth.stop,
+                                  ready=warmth.ready)
     return LocalModel(engine, model="some-model", sees_images=False, idle_s=0)
 
 
@@ -120,6 +133,32 @@ async def test_of_two_devices_that_speak_at_once_the_latest_is_read_ahead_as_wel
     model.warm(history("cellar"))
     await until(lambda: warmth.begun == ["kitchen", "attic", "cellar"])
     await model.close()
+
+
+async def test_a_model_that_is_being_loaded_reads_ahead_as_soon_as_it_can(warmth: Warmth) -> None:
+    model = model_at(warmth, EngineState.STARTING)
+    model.warm(history("kitchen"))
+    model.warm(history("hall"))
+    await asyncio.sleep(0.1)
+    assert not warmth.begun
+    warmth.loaded.set()
+    await until(lambda: warmth.begun == ["hall"])
+    await model.close()
+
+
+async def test_nothing_is_read_ahead_by_a_model_that_is_not_wanted_or_cannot_be_loaded(warmth: Warmth) -> None:
+    idle = model_at(warmth, EngineState.STOPPED)
+    idle.warm(history("kitchen"))
+    assert idle._warming is None
+    broken = model_at(warmth, EngineState.STARTING)
+    broken.warm(history("kitchen"))
+    warmth.unusable = True
+    warmth.loaded.set()
+    await until(lambda: broken._warming is not None and broken._warming.done())
+    assert broken._warming is not None
+    assert broken._warming.exception() is None
+    assert not warmth.begun
+    await broken.close()
 
 
 async def test_what_waits_to_be_read_ahead_ends_with_the_model(warmth: Warmth) -> None:
