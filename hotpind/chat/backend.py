@@ -88,8 +88,9 @@ class Backend(Protocol):
         ``quiet_s``: longest silence on the connection, in seconds. Raises a `hotpind.errors.BackendError`.
         """
 
-    async def probe(self, kind: Probe, *, quiet_s: float) -> None:
-        """Find out in the background whether the backend works.
+    async def probe(self, kind: Probe, *, quiet_s: float) -> float:
+        """Find out in the background whether the backend works; returns the seconds that it thought (``ANSWER``), from
+        the request to the first sign of an answer.
 
         Raises a `hotpind.errors.BackendError` when it does not.
         """

@@ -227,12 +227,11 @@ class Chain:
         self._spawn(self._probe(circuit), f"chat probe {circuit.name}")
 
     async def _probe(self, circuit: Circuit) -> None:
-        kind, begun, epoch = circuit.probe, self._now(), circuit.epoch
+        kind, epoch = circuit.probe, circuit.epoch
         error: BackendError | None = None
         try:
             async with asyncio.timeout(PROBE_PATIENCE_S):
-                await self._remote[circuit.name].probe(kind, quiet_s=self._quiet_s())
-            taken = self._now() - begun
+                taken = await self._remote[circuit.name].probe(kind, quiet_s=self._quiet_s())
             if kind is Probe.ANSWER and taken > self._config.first_token_deadline_s:
                 error = BackendTooLate(f"{circuit.name} needs {taken:.1f} s to answer")
         except TimeoutError:

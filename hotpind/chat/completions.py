@@ -30,8 +30,8 @@ from hotpind.errors import (
 
 RETRY_AFTER_DEFAULT_S = 30.0
 """Without a retry-after header: half of the minute over which chat services count."""
-RETRY_AFTER_MOST_S = 3600.0
-"""A daily limit is looked at again every hour, in case the plan was changed."""
+RETRY_AFTER_MOST_S = 24 * 3600.0
+"""A limit per day is the longest there is; another key ends the wait at once."""
 CAPACITY_EXCEEDED = 498
 """Groq's own status for a flex-tier request that found no free capacity."""
 
@@ -170,6 +170,10 @@ def status_error(status: int, headers: Mapping[str, str], body: Any, *, service:
     """
     name = service.name
     code, text = _code_and_text(body)
+    if status == 403 and (code.startswith("model_") or f"`{model.lower()}`" in text):
+        # The key may use others: https://console.groq.com/docs/model-permissions
+        return ModelRetired(f"{name} does not let this key use the model {model}; allow it there or choose another one "
+                            "in the settings", model=model)
     if status in (401, 403):
         return _rejected(service, f"HTTP {status}")
     if status == 429:

@@ -80,7 +80,7 @@ class Contest:
             for index in to_start(standings, hedge=now >= hedge_at):
                 self._start(index)
             pending = {runner.backend for runner in self._runners if runner and runner.standing is Standing.PENDING}
-            limit = self._begun + (PATIENCE_S if self._line.last_resort in pending else LAST_HOPE_S)
+            limit = self._begun + (PATIENCE_S if self._line.last_resort in pending else self._last_hope_s)
             if not pending or now >= limit:
                 raise self._no_answer()
             until = min((at for at in (hedge_at, deadline) if at > now), default=limit)
@@ -94,10 +94,15 @@ class Contest:
             if runner is not None and runner is not self._winner:
                 runner.task.cancel()
 
+    @property
+    def _last_hope_s(self) -> float:
+        """`LAST_HOPE_S`, but never less than the deadline that somebody set for a slow line."""
+        return max(LAST_HOPE_S, self._config.first_token_deadline_s)
+
     def _start(self, index: int) -> None:
         backend = self._line.backends[index]
         last = backend is self._line.last_resort
-        pace = Pace(first_s=PATIENCE_S if last else LAST_HOPE_S, next_s=self._config.next_token_deadline_s,
+        pace = Pace(first_s=PATIENCE_S if last else self._last_hope_s, next_s=self._config.next_token_deadline_s,
                     steady=not last)
         runner = Runner(backend, self._request, pace=pace, max_words=self._config.max_answer_words,
                         changed=self._changed.set, broke=lambda error: self._notes.failed(backend.name, error))

@@ -15,7 +15,7 @@ import groq
 import httpx
 
 from hotpind.chat.backend import Event, Probe
-from hotpind.chat.blind import for_the_blind, question_pictures
+from hotpind.chat.blind import for_the_blind
 from hotpind.chat.budget import TokenBudget, economise, without_oldest
 from hotpind.chat.completions import AnswerReader, encoded_messages
 from hotpind.chat.groq_client import SERVICE, GroqClient, was_stale
@@ -23,9 +23,16 @@ from hotpind.chat.key import KeySource, Secret
 from hotpind.chat.lookup import NameLookup
 from hotpind.chat.messages import ChatRequest, Message
 from hotpind.chat.pictures import GROQ_LIMITS, PictureLimits, fit
-from hotpind.chat.streaming import PROBE, events_of, introduced
+from hotpind.chat.streaming import PROBE, events_of, introduced, time_to_first
 from hotpind.config.schema import GroqModel, GroqSection
-from hotpind.errors import BackendError, KeyRejected, ModelRetired, PayloadTooLarge
+from hotpind.errors import (
+    BackendError,
+    BackendTooLate,
+    BackendUnreachable,
+    KeyRejected,
+    ModelRetired,
+    PayloadTooLarge,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +40,8 @@ SMALL = PictureLimits(count=1, base64_bytes=300_000, side=512)
 """What is sent after the service refused a request as too large."""
 FORGIVEN_S = 6 * 3600.0
 """After this time a model that was refused, but is still listed, is tried again."""
+LIST_PATIENCE_S = 10.0
+"""For the list of models, which comes in a fraction of a second over a line that works."""
 CHECK_S = 10.0
 """Somebody at a terminal can wait longer than somebody who asked a question."""
 
@@ -105,7 +114,7 @@ class GroqBackend:
                     raise
         raise self._none_left()
 
-    async def probe(self, kind: Probe, *, quiet_s: float) -> None:
+    async def probe(self, kind: Probe, *, quiet_s: float) -> float:
         """Ask for the list of models, and (``ANSWER``) for one token; see `hotpind.chat.backend.Backend`."""
         await self._list_models(quiet_s)
         if kind is Probe.ANSWER and not self._served():
@@ -113,12 +122,9 @@ class GroqBackend:
             self._refused.clear()
         while model := next(iter(self._served()), None):
             if kind is Probe.REACH:
-                return
+                return 0.0
             try:
-                async with contextlib.aclosing(self._exchange(model, PROBE, 1, quiet_s)) as events:
-                    async for _ in events:
-                        pass
-                return
+                return await time_to_first(self._exchange(model, PROBE, 1, quiet_s))
             except ModelRetired:
                 self._refused[model.name] = self._clock()
                 self._tell(model.name)
@@ -152,9 +158,11 @@ class GroqBackend:
         return [model for model in self._config.models if not self._gone(model)]
 
     def _choose(self, request: ChatRequest) -> GroqModel | None:
-        """Return the first model that is served, one with eyes when there are pictures to be seen."""
+        """Return the first model that is served, one with eyes when there are pictures to be seen, be it of an earlier
+        question.
+        """
         served = self._served()
-        if question_pictures(request):
+        if any(message.pictures for message in request.messages):
             served.sort(key=lambda model: not model.images)
         return served[0] if served else None
 
@@ -172,9 +180,14 @@ class GroqBackend:
     async def _list_models(self, quiet_s: float) -> None:
         client = await self._opened()
         try:
-            names = await client.models(quiet_s=quiet_s)
+            async with asyncio.timeout(LIST_PATIENCE_S):
+                names = await client.models(quiet_s=quiet_s)
+        except TimeoutError:
+            raise BackendUnreachable(f"groq gave no list of models within {LIST_PATIENCE_S:g} s") from None
         except (groq.GroqError, httpx.HTTPError, BackendError) as error:
-            raise client.mapped(error, model="") from None
+            mapped = client.mapped(error, model="")
+            # A list is no matter of thinking: its silence is the line's.
+            raise BackendUnreachable(str(mapped)) if isinstance(mapped, BackendTooLate) else mapped from None
         if not names:
             return
         # What is listed and was refused all the same may have been a passing fault of the service.

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 import urllib.request
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from typing import cast
 
@@ -26,9 +28,13 @@ from hotpind.errors import BackendError, BackendTooLate, BackendUnreachable, Bad
 SERVICE = Service("groq", "set a valid one with `hotpinctl key set`")
 API_PATH = "/openai/v1"
 """The client adds it; addresses copied from a documentation page often have it already."""
+ADDRESS_VARIABLE = "GROQ_BASE_URL"
+"""The client reads it by itself, but takes it as it is."""
 _STREAM = groq.AsyncStream[ChatCompletionChunk]
 KEEP_ALIVE_S = 50.0
 """How long an idle connection is kept: the TLS handshake is the largest part of a short question's way."""
+UNPACKED_BYTES = 64 * 1024
+"""As much of a compressed answer as is unpacked at a time."""
 NAME_GOOD_S = 60.0
 """For so long after a name was found it is not looked up ahead of a request."""
 
@@ -41,6 +47,7 @@ class GroqClient:
     def __init__(self, base_url: str | None, key: Secret, *, connect_timeout_s: float, lookup: NameLookup,
                  tls: ssl.SSLContext) -> None:
         """``base_url``: None for $GROQ_BASE_URL or the service itself; the API's own path is added to it."""
+        base_url = base_url or os.environ.get(ADDRESS_VARIABLE)
         if base_url:
             base_url = base_url.rstrip("/").removesuffix(API_PATH)
         self._connect_timeout_s = connect_timeout_s
@@ -167,25 +174,46 @@ def _is_certificate(error: BaseException) -> bool:
 
 
 async def _bound(response: httpx.Response) -> None:
-    """Put a bound on what is read of an answer, as it comes over the wire."""
+    """Put a bound on what is read of an answer: on what comes over the wire and on what that unpacks to.
+
+    A kilobyte can unpack to a megabyte, and the library unpacks a body as a whole, so it is not left to do that.
+    """
+    packed = response.headers.pop("content-encoding", "").strip().lower() in {"gzip", "x-gzip", "deflate"}
     response.stream = _Bounded(cast("httpx.AsyncByteStream", response.stream),
-                               MAX_TOTAL_BYTES + 1 if response.status_code == 200 else ERROR_BYTES)
+                               MAX_TOTAL_BYTES + 1 if response.status_code == 200 else ERROR_BYTES, packed=packed)
 
 
 class _Bounded(httpx.AsyncByteStream):
     """Stops reading at a limit, as if the body ended there; whoever parses it finds it cut."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, limit: int) -> None:
+    def __init__(self, stream: httpx.AsyncByteStream, limit: int, *, packed: bool) -> None:
         self._stream = stream
         self._limit = limit
+        # With or without the header of gzip.
+        self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32) if packed else None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = self._limit
+        taken = given = 0
         async for chunk in self._stream:
-            yield chunk[:left]
-            left -= len(chunk)
-            if left <= 0:
+            taken += len(chunk)
+            for part in self._unpacked(chunk):
+                yield part[:self._limit - given]
+                given += len(part)
+                if given >= self._limit:
+                    return
+            if taken >= self._limit:
                 return
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+    def _unpacked(self, chunk: bytes) -> Iterator[bytes]:
+        if self._unpacker is None:
+            yield chunk
+            return
+        try:
+            while chunk:
+                yield self._unpacker.decompress(chunk, UNPACKED_BYTES)
+                chunk = self._unpacker.unconsumed_tail
+        except zlib.error:
+            raise BadAnswer(f"{SERVICE.name} sent a compressed answer that cannot be unpacked") from None

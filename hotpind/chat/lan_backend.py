@@ -17,7 +17,7 @@ from hotpind.chat.lookup import NameLookup
 from hotpind.chat.messages import ChatRequest
 from hotpind.chat.openai_client import ChatClient
 from hotpind.chat.pictures import PictureLimits, fit
-from hotpind.chat.streaming import PROBE, introduced
+from hotpind.chat.streaming import PROBE, introduced, time_to_first
 from hotpind.config.schema import BackendTable
 from hotpind.errors import OperatorError, PayloadTooLarge
 
@@ -91,15 +91,13 @@ class LanBackend:
                 if begun or limits is SMALL_PICTURES or not any(message.pictures for message in request.messages):
                     raise
 
-    async def probe(self, kind: Probe, *, quiet_s: float) -> None:
+    async def probe(self, kind: Probe, *, quiet_s: float) -> float:
         """Find out in the background whether the server works; see `hotpind.chat.backend.Backend`."""
         if kind is Probe.REACH:
             await self._client.models(quiet_s=quiet_s)
-            return
+            return 0.0
         body = {"model": self.model, "messages": encoded_messages(PROBE), "stream": True, "max_tokens": 1}
-        async with contextlib.aclosing(self._client.stream(body, model=self.model, quiet_s=quiet_s)) as events:
-            async for _ in events:
-                pass
+        return await time_to_first(self._client.stream(body, model=self.model, quiet_s=quiet_s))
 
     async def refresh_key(self) -> bool:
         """Look for the key again and return whether it is another one than before."""

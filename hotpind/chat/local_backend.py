@@ -130,9 +130,10 @@ class LocalBackend:
                     raise
             path = await self._socket(refused=True)
 
-    async def probe(self, kind: Probe, *, quiet_s: float) -> None:
+    async def probe(self, kind: Probe, *, quiet_s: float) -> float:
         """Load the model; ``kind`` makes no difference."""
         await self._socket()
+        return 0.0
 
     async def refresh_key(self) -> bool:
         """It has none."""

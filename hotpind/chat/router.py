@@ -113,8 +113,9 @@ class Circuit:
     def answered(self) -> Change | None:
         """Note that the backend spoke in time."""
         self._bad = 0
-        if self.state in (State.OFF, State.RATE_LIMITED):
-            # A question that was under way before the limit says nothing about it; its end comes with time.
+        if self.state in (State.OFF, State.RATE_LIMITED, State.KEY_REJECTED):
+            # A question that was under way before says nothing about a limit, whose end comes with time, nor about a
+            # key, for which there has to be another one.
             return None
         return self._close()
 
@@ -126,9 +127,14 @@ class Circuit:
             self._bad += 1
             if self._bad < BAD_ANSWERS:
                 return None
-        known = self.state in (State.OFFLINE, State.DEGRADED)
+        if self.state is State.KEY_REJECTED:
+            return None  # only another key changes that, whatever a question ends in that was under way
+        # Of a question that was under way before only a clear word counts: else what the service said of a limit
+        # holds, and the schedule of the probes goes on.
+        known = self.state in (State.OFFLINE, State.DEGRADED) or (
+            self.state is State.RATE_LIMITED and now < self._free_at)
         if known and not isinstance(error, KeyRejected | BackendRateLimited):
-            return None  # the schedule of its probes goes on
+            return None
         first = BROKEN_PROBE_S if isinstance(error, StreamBroke) else FIRST_PROBE_S
         return self._open(error, now, first=first)
 
@@ -193,7 +199,8 @@ class Circuit:
         self.epoch += self.state is not before
         self.detail = str(error)
         if self.state is State.RATE_LIMITED and isinstance(error, BackendRateLimited):
-            self._free_at = now + error.retry_after
+            still = self._free_at if before is State.RATE_LIMITED else 0.0
+            self._free_at = max(still, now + error.retry_after)
         if most is None:
             self._probe_at, self._delay = None, 0.0
         else:

@@ -79,6 +79,7 @@ class Runner:
         """When what was given out will have been heard; None as long as nobody listens."""
         self._release_timer: asyncio.TimerHandle | None = None
         self._ended = False
+        self._last: StreamBroke | None = None
         self._queue: asyncio.Queue[str | BackendError | None] = asyncio.Queue(QUEUED)
         self.task = asyncio.create_task(self._run(), name=f"chat {backend.name}")
 
@@ -87,6 +88,8 @@ class Runner:
         if self._heard_until is None:
             self._heard_until = _now()
             self._count(self._given_words)
+        if self._last is not None and self._queue.empty():
+            raise self._last
         item = await self._queue.get()
         if isinstance(item, BackendError):
             raise item
@@ -108,15 +111,12 @@ class Runner:
         try:
             await self._work()
         except _UnclaimedError:
-            return
+            self._break_off("was not listened to")
         except BackendError as error:
             await self._fail(error)
         except asyncio.CancelledError:
             self.standing = Standing.FAILED
-            # Whoever still listens must not wait for ever.
-            if self._queue.full():
-                self._queue.get_nowait()
-            self._queue.put_nowait(StreamBroke(f"{self.backend.name} was stopped"))
+            self._break_off("was stopped")
             self._changed()
             raise
         except Exception as error:  # noqa: BLE001  # a mistake in one backend must not cost the answer of another
@@ -219,6 +219,14 @@ class Runner:
         except TimeoutError:
             raise _UnclaimedError from None
 
+    def _break_off(self, why: str) -> None:
+        """Let nobody who still listens, or begins to, wait for ever."""
+        error = StreamBroke(f"{self.backend.name} {why}")
+        if self._queue.full():
+            self._last = error  # comes after what is waiting
+        else:
+            self._queue.put_nowait(error)
+
     def _check_pace(self) -> None:
         if not self._pace.steady or self.standing is not Standing.SPOKE:
             return
@@ -242,8 +250,10 @@ class Runner:
             return
         broken = StreamBroke(f"{self.backend.name} broke off in the middle of its answer ({error})")
         self._broke(broken)
-        with contextlib.suppress(_UnclaimedError):
+        try:
             await self._put(broken)
+        except _UnclaimedError:
+            self._last = broken
 
 
 class Answer:

@@ -37,6 +37,17 @@ async def events_of(chunks: AsyncIterator[bytes], reader: AnswerReader) -> Async
         yield event
 
 
+async def time_to_first(events: AsyncGenerator[Event, None]) -> float:
+    """Read an answer to its end and return after how many seconds its first event came; closes ``events``."""
+    begun = asyncio.get_running_loop().time()
+    taken: float | None = None
+    async with contextlib.aclosing(events):
+        async for _ in events:
+            if taken is None:
+                taken = asyncio.get_running_loop().time() - begun
+    return taken or 0.0
+
+
 async def introduced(events: AsyncGenerator[Event, None], *, model: str, aside: str) -> AsyncGenerator[Event, None]:
     """Put who answers, and what is to be said first, before the first of ``events``; closes them at the end."""
     begun = False

@@ -47,6 +47,31 @@ async def test_a_cloud_that_was_late_must_think_in_time_to_come_back(make_chain:
         assert "capital" not in str(probe), "a probe does not carry anybody's question"
 
 
+async def test_a_slow_list_of_models_is_no_slow_answer(make_chain: MakeChain, cloud: FakeGroq,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    fast_probes(monkeypatch)
+    async with make_chain(first_token_deadline_s=0.3, next_token_deadline_s=2.0) as chain:
+        await settled(chain)
+        cloud.behave("error", times=1)
+        cloud.list_s = 0.6
+        assert (await ask(chain))[1].backend == "local"
+        assert status(chain).state == "degraded"
+        await until(lambda: status(chain).state == "online")
+
+
+async def test_a_late_cloud_whose_list_is_silent_too_is_out_of_reach(make_chain: MakeChain, cloud: FakeGroq,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    fast_probes(monkeypatch)
+    async with make_chain(**QUICK) as chain:
+        await settled(chain)
+        cloud.behave("late", models_too=True)
+        assert (await ask(chain))[1].backend == "local"
+        assert status(chain).state == "degraded"
+        await until(lambda: status(chain).state == "offline")
+        cloud.behave()
+        await until(lambda: status(chain).state == "online")
+
+
 async def test_a_rate_limit_ends_by_itself(make_chain: MakeChain, cloud: FakeGroq) -> None:
     async with make_chain() as chain:
         await settled(chain)

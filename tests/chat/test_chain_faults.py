@@ -104,6 +104,17 @@ async def test_everything_fails(make_chain: MakeChain, cloud: FakeGroq, engine: 
         assert "llama engine does not start" in str(caught.value)
 
 
+async def test_a_deadline_above_the_last_hope_is_kept(make_chain: MakeChain, cloud: FakeGroq,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest_module, "LAST_HOPE_S", 0.3)
+    async with make_chain(first_token_deadline_s=1.5, local=False) as chain:
+        await settled(chain)
+        cloud.behave("late", after=0.8)
+        text, answer, _ = await ask(chain)
+        assert (text, answer.backend) == (ANSWER, "groq")
+        assert status(chain).state == "online"
+
+
 async def test_everybody_silent_has_an_end(make_chain: MakeChain, cloud: FakeGroq, engine: FakeEngine,
                                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest_module, "PATIENCE_S", 0.5)

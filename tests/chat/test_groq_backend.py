@@ -8,6 +8,7 @@ import io
 import logging
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,71 @@ async def test_something_else_than_a_list(make: MakeGroq, cloud: FakeGroq) -> No
         cloud.behave(kind, models_too=True)
         with pytest.raises(BadAnswer):
             await backend.probe(Probe.REACH, quiet_s=1)
+
+
+@pytest.mark.parametrize("status", [200, 429, 500])
+async def test_a_compressed_bomb_is_not_unpacked(make: MakeGroq, cloud: FakeGroq, status: int) -> None:
+    backend = await make()
+    cloud.behave("huge", status=status, shape="bomb", models_too=True)
+    tracemalloc.start()
+    try:
+        for asking in (backend.probe(Probe.REACH, quiet_s=5), ask(backend)):
+            with pytest.raises(BackendError):
+                await asking
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 30_000_000, f"{most / 1e6:.0f} MB"
+
+
+async def test_what_says_it_is_compressed_and_is_not(make: MakeGroq, cloud: FakeGroq) -> None:
+    backend = await make()
+    cloud.behave("packed_badly")
+    with pytest.raises(BadAnswer, match="unpacked"):
+        await ask(backend)
+
+
+async def test_a_model_that_the_key_may_not_use_is_passed_over(make: MakeGroq, cloud: FakeGroq) -> None:
+    backend = await make()
+    cloud.behave("forbidden", model=True, times=1)
+    assert text(await ask(backend)) == ANSWER
+    assert [chat.body["model"] for chat in cloud.chats] == [SCOUT, QWEN]
+    cloud.behave("forbidden")
+    with pytest.raises(KeyRejected):
+        await ask(backend)
+
+
+async def test_the_address_in_the_environment_may_end_in_the_apis_path(make: MakeGroq, cloud: FakeGroq,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in (cloud.url, f"{cloud.url}/", f"{cloud.url}/openai/v1", f"{cloud.url}/openai/v1/"):
+        monkeypatch.setenv("GROQ_BASE_URL", address)
+        backend = await make(base_url="")
+        assert text(await ask(backend)) == ANSWER
+    assert {chat.path for chat in cloud.chats} == {"/openai/v1/chat/completions"}
+
+
+async def test_a_silent_list_is_the_lines_fault(make: MakeGroq, cloud: FakeGroq) -> None:
+    backend = await make()
+    cloud.behave("late", models_too=True)
+    for kind in Probe:
+        with pytest.raises(BackendUnreachable):
+            await backend.probe(kind, quiet_s=0.2)
+    assert cloud.chats == []
+
+
+async def test_a_probe_tells_how_long_the_answer_took_without_the_list(make: MakeGroq, cloud: FakeGroq) -> None:
+    backend = await make()
+    cloud.list_s = 0.5
+    cloud.behave("late", after=0.1)
+    assert 0.05 < await backend.probe(Probe.ANSWER, quiet_s=5) < 0.4
+
+
+async def test_a_question_about_an_earlier_picture_goes_to_the_model_with_eyes(make: MakeGroq, cloud: FakeGroq) -> None:
+    backend = await make(models=[{"name": QWEN, "images": False}, {"name": SCOUT}])
+    await ask(backend, ChatRequest((Message("user", "And this?", (jpeg(),)), Message("assistant", "A cat."),
+                                    Message("user", "What colour is it?"))))
+    assert [chat.body["model"] for chat in cloud.chats] == [SCOUT]
+    assert "image_url" in str(cloud.chats[0].body["messages"][0])
 
 
 async def test_a_probe_for_an_answer_costs_one_token(make: MakeGroq, cloud: FakeGroq) -> None:

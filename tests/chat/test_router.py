@@ -178,6 +178,27 @@ def test_an_answer_that_was_under_way_does_not_end_a_rate_limit() -> None:
     assert circuit.tick(107) == Change("groq", State.RATE_LIMITED, State.ONLINE, "")
 
 
+@pytest.mark.parametrize("error", [DOWN, TROUBLE, LATE, BROKE, GONE])
+def test_a_failure_that_was_under_way_does_not_end_a_rate_limit(error: BackendError) -> None:
+    circuit = Circuit("groq")
+    circuit.failed(limited(60), 100)
+    assert circuit.failed(error, 101) is None
+    circuit.failed(limited(5), 102)
+    assert (circuit.state, circuit.wakes_at()) == (State.RATE_LIMITED, 160), "the longer limit holds"
+    assert circuit.failed(error, 161) is not None, "after it everything counts again"
+
+
+@pytest.mark.parametrize("error", [DOWN, TROUBLE, LATE, BROKE, GONE, limited(5), REJECTED])
+def test_nothing_that_was_under_way_gives_a_rejected_key_another_chance(error: BackendError) -> None:
+    circuit = Circuit("groq")
+    circuit.failed(REJECTED, 0)
+    assert circuit.failed(error, 1) is None
+    assert circuit.answered() is None
+    circuit.tick(1e6)
+    assert circuit.state is State.KEY_REJECTED
+    assert not circuit.usable(1e9)
+
+
 def test_a_probe_may_find_a_limit_or_a_rejected_key() -> None:
     for error, state in ((limited(7), State.RATE_LIMITED), (REJECTED, State.KEY_REJECTED)):
         circuit = Circuit("groq")
@@ -337,10 +358,12 @@ class CircuitMachine(RuleBasedStateMachine):
     def fail(self, error: BackendError) -> None:
         self.circuit.failed(error, self.now)
 
-    @precondition(lambda self: self.circuit.usable(self.now))
     @rule()
     def answer(self) -> None:
+        before = self.circuit.state
         self.circuit.answered()
+        if before in (State.OFF, State.KEY_REJECTED, State.RATE_LIMITED):
+            assert self.circuit.state is before
 
     @precondition(lambda self: self.circuit.probe_due(self.now))
     @rule()

@@ -38,8 +38,9 @@ class Odd:
         finally:
             self.closed = True
 
-    async def probe(self, kind: Probe, *, quiet_s: float) -> None:
+    async def probe(self, kind: Probe, *, quiet_s: float) -> float:
         """Do nothing."""
+        return 0.0
 
     async def refresh_key(self) -> bool:
         """Say no."""
@@ -158,3 +159,16 @@ async def test_nobody_is_in_silence_over_an_answer_that_is_not_listened_to() -> 
     assert await runner.next() == "It is so."
     assert await runner.next() == " Yes."
     await runner.cancel()
+
+
+async def test_who_comes_too_late_to_listen_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_module, "UNCLAIMED_S", 0.1)
+    words = " ".join(f"word{number}" for number in range(runner_module.QUEUED * 2))
+    runner = Runner(Script(*[(0, f"{word} ") for word in words.split()]), ChatRequest((Message("user", "x"),)),
+                    pace=PACE, max_words=1000, changed=lambda: None, broke=lambda _: None)
+    await asyncio.wait_for(runner.task, 5)
+    said = [await asyncio.wait_for(runner.next(), 1) for _ in range(runner_module.QUEUED)]
+    assert words.startswith("".join(text or "" for text in said))
+    for _ in range(2):
+        with pytest.raises(StreamBroke):
+            await asyncio.wait_for(runner.next(), 1)

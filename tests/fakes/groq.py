@@ -25,6 +25,7 @@ import ssl
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -89,6 +90,8 @@ class FakeGroq:
         """Further headers of every answer, such as x-ratelimit-remaining-tokens."""
         self.list_status = 200
         """Status of requests for the list of models: 404 and 405 are what servers say that offer none."""
+        self.list_s = 0.0
+        """Seconds before each list of models."""
         self.requests: list[Recorded] = []
         self.ca_file: Path | None = None
         """The certificate authority to trust (``tls="good"``)."""
@@ -192,6 +195,7 @@ class FakeGroq:
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         record = await self._record(request)
+        await asyncio.sleep(self.list_s)
         if self.list_status != 200:
             record.finished = True
             return web.Response(status=self.list_status, text="404 page not found")
@@ -378,13 +382,28 @@ class _Misbehaviour:
         return web.Response(body=gzip.compress(body + b"data: [DONE]\n\n"),
                             headers={"Content-Type": "text/event-stream", "Content-Encoding": "gzip"})
 
+    async def packed_badly(self) -> web.StreamResponse:
+        """Say that the answer is compressed, which it is not."""
+        self._response.headers["Content-Encoding"] = "gzip"
+        return await self.ok()
+
     async def redirect(self, to: str) -> web.StreamResponse:
         """Send the client elsewhere, as nobody should go with a key."""
         return web.Response(status=307, headers={"Location": to})
 
     async def huge(self, status: int = 200, size: int = 100_000_000, shape: str = "line") -> web.StreamResponse:
-        """Send a body of so many bytes: one ``line``, or ``events`` that carry nothing."""
+        """Send a body of so many bytes: one ``line``, ``events`` that carry nothing, or a ``bomb``: a thousandth of
+        that, which unpacks to it.
+        """
         self._response.set_status(status)
+        if shape == "bomb":
+            self._response.headers["Content-Encoding"] = "gzip"
+            await self._begin()
+            packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+            for _ in range(size // 1_000_000):
+                await self._response.write(packer.compress(b"x" * 1_000_000) + packer.flush(zlib.Z_SYNC_FLUSH))
+            await self._response.write_eof(packer.flush())
+            return self._response
         await self._begin()
         piece = b"x" * 65536 if shape == "line" else (_encoded({"choices": []}) * 3000)
         sent = 0
@@ -425,8 +444,12 @@ class _Misbehaviour:
         """Answer 401."""
         return problem(401, "Invalid API Key", "invalid_request_error", "invalid_api_key")
 
-    async def forbidden(self) -> web.StreamResponse:
-        """Answer 403."""
+    async def forbidden(self, *, model: bool = False) -> web.StreamResponse:
+        """Answer 403; ``model``: because of the model that was asked for."""
+        if model:
+            name = self._record.body["model"]
+            return problem(403, f"The model `{name}` is blocked at the organization level.", "permissions_error",
+                           "model_permission_blocked_org")
         return problem(403, "Access denied. Please check your network settings.", "permission_error", "")
 
     async def error(self, status: int = 500) -> web.StreamResponse:
