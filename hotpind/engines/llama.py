@@ -39,7 +39,10 @@ STUCK_S = 40.0
 """A job that shows no progress for so long (a token, a batch of its prompt, a picture) hangs: a Pi 4 with a 1.5 B model
 needs half of it for a batch, and a turn has 50 s."""
 WARM_STEP = 96
-"""Tokens evaluated at a time while warming, so that a real request waits 0.1 s at most."""
+"""Tokens evaluated at a time while warming; on a PC that takes 0.1 s."""
+LEAST_WARM_STEP = 8
+WARM_PATIENCE_S = 0.15
+"""A real request waits for a step of warming, so a step that takes longer makes the next ones smaller."""
 
 Prompt = Callable[[list[dict[str, Any]]], list[int]]
 """Turns messages into the tokens of the model's chat template, without the opening of an answer."""
@@ -71,7 +74,8 @@ class ChatServer:
     """The HTTP face of one loaded model."""
 
     def __init__(self, llm: Any, name: str, *, sees_images: bool, prompt: Prompt | None = None,
-                 pulse: Pulse | None = None, clock: Callable[[], float] = time.time) -> None:
+                 pulse: Pulse | None = None, clock: Callable[[], float] = time.time,
+                 timer: Callable[[], float] = time.monotonic) -> None:
         """Serve ``llm``, a `llama_cpp.Llama`, under ``name``; ``prompt`` makes tokens of messages, for warming.
 
         ``pulse`` is also told of each batch of a prompt by the model that `load` makes.
@@ -81,6 +85,8 @@ class ChatServer:
         self._name = name
         self._sees_images = sees_images
         self._clock = clock
+        self._timer = timer
+        self._warm_step = WARM_STEP
         self._pulse = pulse or Pulse()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="llama")
         self._waiting = 0
@@ -165,14 +171,16 @@ class ChatServer:
         if len(tokens) + 64 > self._llm.n_ctx():
             return 0
         known: int = self._llm.longest_token_prefix(self._llm.input_ids[:self._llm.n_tokens], tokens)
-        for end in range(min(known + WARM_STEP, len(tokens)), len(tokens) + WARM_STEP, WARM_STEP):
-            if self._waiting:
-                return known
+        while known < len(tokens) and not self._waiting:
             self._pulse.beat()
+            end = min(known + self._warm_step, len(tokens))
+            began = self._timer()
             generation = self._llm.generate(tokens[:end], temp=0.0)
             next(generation, None)
             generation.close()
-            known = min(end, len(tokens))
+            if self._timer() - began > WARM_PATIENCE_S:
+                self._warm_step = max(LEAST_WARM_STEP, self._warm_step // 2)
+            known = end
         return known
 
     async def _stream(self, request: web.Request, queue: asyncio.Queue[dict[str, Any] | Exception | None]
