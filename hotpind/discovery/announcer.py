@@ -20,6 +20,9 @@ CONFLICT_SECONDS = 5.0
 MOST_NAMES = 20
 """Names tried before giving up: nobody has so many appliances, so somebody is playing."""
 
+_MOST_COMPLAINTS = 100
+_LONGEST_HOST = 80
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -116,18 +119,31 @@ class Announcer:
             await self._drop_all(goodbye=False)
         wanted = {interface.index: interface for interface in self._wanted}
         for index in [index for index in self._responders if index not in wanted]:
-            # The interface is gone or down: there is nobody to say goodbye to.
+            # The interface is gone or down: there is nobody to say goodbye to. But another one may lead to the same
+            # network, where the address of the one that announced last is the only one that is remembered.
+            self._refresh = True
             await self._close(self._responders.pop(index), goodbye=False)
-        if self._refresh:
-            self._refresh = False
-            for responder in self._responders.values():
-                await responder.update(self._txt())
-        complete = True
+        complete = not self._refresh or await self._announce_anew()
         for index, interface in wanted.items():
             old = self._responders.get(index)
             if old is None or old.interface != interface:
                 complete = await self._replace(old, interface) and complete
         return complete
+
+    async def _announce_anew(self) -> bool:
+        """Announce what has changed on the interfaces that are in use; False when that has to be tried again."""
+        # Before and not after: the window may open or close again meanwhile.
+        self._refresh = False
+        failed = False
+        for responder in list(self._responders.values()):
+            try:
+                await responder.update(self._txt())
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other interfaces have to hear the news
+                failed = True
+                self._complain(f"{responder.interface.name}: cannot announce what has changed ({error!r}); it is tried "
+                               "again")
+        self._refresh = self._refresh or failed
+        return not failed
 
     async def _replace(self, old: Responder | None, interface: Interface) -> bool:
         """Announce on an interface that is new or has other addresses; the new addresses before the old are gone."""
@@ -155,8 +171,8 @@ class Announcer:
         await self._drop_all(goodbye=True)
         if self._number < MOST_NAMES:
             self._number += 1
-            _LOGGER.warning("The name %r is taken by another appliance, this one is announced as %r; "
-                            "set discovery.name or discovery.room to tell them apart", taken, self.name)
+            self._complain(f"The name {taken!r} is taken by another appliance, this one is announced as {self.name!r}; "
+                           "set discovery.name or discovery.room to tell them apart")
         else:
             self._complain(f"{MOST_NAMES} names of appliances are taken on this network; waiting before the next try")
             await asyncio.sleep(RETRY_SECONDS * 12)
@@ -177,8 +193,10 @@ class Announcer:
         else:
             self._reprobe = True
             self._number = min(self._number + 1, MOST_NAMES)
-            _LOGGER.warning("The name %r is used by %s too, this appliance is announced as %r",
-                            numbered(self._service.name, self._number - 1), other_host, self.name)
+            taken = numbered(self._service.name, self._number - 1)
+            # Anybody on the network chooses that name, and may go on choosing.
+            self._complain(f"The name {taken!r} is used by {other_host[:_LONGEST_HOST]!r} too, this appliance is "
+                           f"announced as {self.name!r}", about=other_host)
         self._wake.set()
 
     async def _drop_all(self, *, goodbye: bool) -> None:
@@ -195,7 +213,8 @@ class Announcer:
     def _txt(self) -> dict[str, str]:
         return self._service.txt(pairing_open=self._pairing_open)
 
-    def _complain(self, sentence: str) -> None:
-        if sentence not in self._complaints and len(self._complaints) < 100:
-            self._complaints.add(sentence)
+    def _complain(self, sentence: str, *, about: str = "") -> None:
+        """Log a warning, once for each sentence or for what it is about."""
+        if (about or sentence) not in self._complaints and len(self._complaints) < _MOST_COMPLAINTS:
+            self._complaints.add(about or sentence)
             _LOGGER.warning("%s", sentence)

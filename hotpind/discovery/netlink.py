@@ -6,6 +6,7 @@ belongs to, and whether an address is only tentative.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -102,16 +103,17 @@ def open_monitor() -> socket.socket:
 
 
 def drain(monitor: socket.socket) -> None:
-    """Throw away what the monitor delivered."""
+    """Throw away what the monitor delivered. Raises OSError when it will deliver nothing more."""
     while True:
         try:
             if not monitor.recv(_RECEIVE_BYTES):
                 return
         except BlockingIOError:
             return
-        except OSError:
-            # ENOBUFS: more changes than fit. They are lost, but that there were some is all that matters.
-            continue
+        except OSError as error:
+            # More changes than fit. They are lost, but that there were some is all that matters.
+            if error.errno != errno.ENOBUFS:
+                raise
 
 
 def take_snapshot() -> Snapshot:

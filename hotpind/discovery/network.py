@@ -15,11 +15,11 @@ from hotpind.discovery.netlink import Snapshot, drain, open_monitor, take_snapsh
 SETTLE_SECONDS = 0.25
 """Changes come in bursts (an interface, its addresses, its routes); this long after the first they are looked at."""
 TICK_SECONDS = 2.0
-"""How often the clocks are compared to notice that the machine was asleep."""
+"""How often the clocks are compared to notice that the machine was asleep; without netlink, the interfaces too."""
 SLEEP_SECONDS = 1.0
 """The clocks differ by more than this after a sleep that matters."""
 CHECK_SECONDS = 60.0
-"""The interfaces are looked at this often even if netlink said nothing, or is not allowed."""
+"""The interfaces are looked at this often even if netlink said nothing."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class NetworkWatch:
         self._last: Snapshot | None = None
         self._changed = asyncio.Event()
         self._complained = False
+        self._monitor: socket.socket | None = None
+        self._unmonitored = False
 
     def subscribe(self, listener: Listener) -> None:
         """Call ``listener`` at each change. It must not block; what it raises is logged."""
@@ -73,18 +75,13 @@ class NetworkWatch:
             self._task = None
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        monitor = self._open()
-        if monitor is not None:
-            loop.add_reader(monitor, self._readable, monitor)
         try:
-            await self._watch(loop)
+            await self._watch(asyncio.get_running_loop())
         finally:
-            if monitor is not None:
-                loop.remove_reader(monitor)
-                monitor.close()
+            self._close_monitor()
 
     async def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._open_monitor()
         slept = self._slept()
         looked = loop.time()
         await self._look(resumed=False)
@@ -95,22 +92,41 @@ class NetworkWatch:
             now_slept = self._slept()
             resumed = now_slept - slept > SLEEP_SECONDS
             slept = now_slept
-            if self._changed.is_set() or resumed or loop.time() - looked >= CHECK_SECONDS:
+            if self._monitor is None:
+                self._open_monitor()
+            patience = CHECK_SECONDS if self._monitor is not None else TICK_SECONDS
+            if self._changed.is_set() or resumed or loop.time() - looked >= patience:
                 await asyncio.sleep(SETTLE_SECONDS)
                 self._changed.clear()
                 looked = loop.time()
                 await self._look(resumed=resumed)
 
-    def _open(self) -> socket.socket | None:
+    def _open_monitor(self) -> None:
+        """Have the kernel report changes; says once that it does not."""
         try:
-            return open_monitor()
+            monitor = open_monitor()
         except OSError as error:
-            _LOGGER.warning("The kernel does not report network changes (%s); they are noticed within %.0f s",
-                            error.strerror, CHECK_SECONDS)
-            return None
+            if not self._unmonitored:
+                self._unmonitored = True
+                _LOGGER.warning("The kernel does not report network changes (%s); they are noticed within %.0f s",
+                                error.strerror, TICK_SECONDS)
+            return
+        self._unmonitored = False
+        self._monitor = monitor
+        asyncio.get_running_loop().add_reader(monitor, self._readable, monitor)
+
+    def _close_monitor(self) -> None:
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            asyncio.get_running_loop().remove_reader(monitor)
+            monitor.close()
 
     def _readable(self, monitor: socket.socket) -> None:
-        drain(monitor)
+        try:
+            drain(monitor)
+        except OSError as error:
+            _LOGGER.debug("The kernel ended its reports of network changes (%s); it is asked again", error.strerror)
+            self._close_monitor()
         self._changed.set()
 
     async def _look(self, *, resumed: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -192,6 +192,56 @@ async def test_a_mistake_in_announcing_does_not_end_it(
     watch.start()
     await announced(announcer)
     assert "tried again" in caplog.text
+    await announcer.close()
+    await watch.close()
+
+
+async def test_news_that_could_not_be_announced_are_not_lost(
+        name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(announcer_module, "RETRY_SECONDS", 0.05)
+    really_update = Responder.update
+    failures = 0
+
+    async def fail(self: Responder, txt: Mapping[str, str]) -> None:
+        nonlocal failures
+        failures += 1
+        if failures < 3:
+            raise OSError(101, "Network is unreachable")
+        await really_update(self, txt)
+
+    monkeypatch.setattr(Responder, "update", fail)
+    watch = NetworkWatch()
+    announcer = Announcer(service(name), watch, interfaces=["lo"])
+    announcer.start()
+    watch.start()
+    await announced(announcer)
+    announcer.update(pairing_open=True)
+
+    async def is_open() -> bool:
+        info = await look_up(name)
+        return info is not None and info.decoded_properties["pair"] == "open"
+
+    await until(is_open)
+    assert failures == 3
+    assert caplog.text.count("cannot announce what has changed") == 1
+    await announcer.close()
+    await watch.close()
+
+
+async def test_a_conflict_is_told_of_once_and_in_one_line(
+        name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(announcer_module, "CONFLICT_SECONDS", 0.0)
+    watch = NetworkWatch()
+    announcer = Announcer(service(name), watch, interfaces=["lo"])
+    announcer.start()
+    watch.start()
+    await announced(announcer)
+    for _ in range(5):
+        (responder,) = announcer._responders.values()
+        announcer._heard_conflict(responder, "evil\nERROR forged\x1b[2J.local")
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.isprintable()
+    assert "evil" in line
     await announcer.close()
     await watch.close()
 

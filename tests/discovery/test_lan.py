@@ -148,6 +148,22 @@ def test_each_network_hears_its_own_address_only(lan: Lan, start_appliance: Star
     assert here["name"] == there["name"] == "Hotpin"
 
 
+def test_one_of_two_ways_to_the_same_network_goes_away(
+        lan: Lan, start_appliance: Start, start_watcher: Watch) -> None:
+    start_appliance()
+    watcher = start_watcher()
+    watcher.wait(added, 15)
+    lan.attach("appl", "eth0", OTHER_IP)
+    watcher.wait(has_address(OTHER_IP), 15)
+    lan.wait_for_links("appl")
+    # The address of the interface that announced last is the one that is remembered (RFC 6762, 10.2). The stranger
+    # sweeps its cache every 10 s, and tells of no address that it has not swept out.
+    watcher.collect(12)
+    gone = time.monotonic()
+    lan.cable("appl", plugged=False, interface="eth0")
+    assert watcher.wait(has_address(APPLIANCE_IP), 15)["at"] - gone < 5
+
+
 def test_containers_are_not_told(lan: Lan, start_appliance: Start, start_watcher: Watch) -> None:
     lan.add_namespace("box")
     lan.ip("appl", "link", "add", "docker0", "type", "bridge", "mcast_snooping", "0")

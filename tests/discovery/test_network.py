@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
 
-from hotpind.discovery import network
+from hotpind.discovery import netlink, network
 from hotpind.discovery.netlink import Link, LinkFlag, Snapshot
 from hotpind.discovery.network import NetworkChange, NetworkWatch
 from tests.waiting import until
@@ -83,6 +86,7 @@ async def test_without_netlink_changes_are_found_by_looking(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(network, "open_monitor", refuse)
+    monkeypatch.setattr(network, "CHECK_SECONDS", 3600.0)
     played = Machine()
     watch = NetworkWatch(slept=lambda: 0.0, snapshot=played.look)
     watch.subscribe(played.changes.append)
@@ -91,8 +95,56 @@ async def test_without_netlink_changes_are_found_by_looking(
         await until(lambda: len(played.changes) == 1)
     played.now = AFTER
     await until(lambda: len(played.changes) == 2)
-    assert "does not report network changes" in caplog.text
+    looks = played.looks
+    await until(lambda: played.looks > looks + 3)
+    assert caplog.text.count("does not report network changes") == 1
     await watch.close()
+
+
+async def test_a_monitor_that_fails_is_opened_anew(
+        quick: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A pair of sockets stands for the kernel's; reading from it fails once, and for good."""
+    monkeypatch.setattr(network, "CHECK_SECONDS", 3600.0)
+    pairs: list[tuple[socket.socket, socket.socket]] = []
+
+    def open_one() -> socket.socket:
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        here.setblocking(False)
+        pairs.append((here, there))
+        return here
+
+    def drain(monitor: socket.socket) -> None:
+        if monitor is pairs[0][0]:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        netlink.drain(monitor)
+
+    monkeypatch.setattr(network, "open_monitor", open_one)
+    monkeypatch.setattr(network, "drain", drain)
+    played = Machine()
+    watch = NetworkWatch(slept=lambda: 0.0, snapshot=played.look)
+    watch.subscribe(played.changes.append)
+    watch.start()
+    await until(lambda: len(played.changes) == 1)
+    pairs[0][1].send(b"x")
+    await until(lambda: len(pairs) == 2)
+    assert pairs[0][0].fileno() == -1
+    await asyncio.sleep(0.3)
+    played.now = AFTER
+    pairs[1][1].send(b"x")
+    await until(lambda: len(played.changes) == 2)
+    assert len(pairs) == 2
+    await watch.close()
+    assert pairs[1][0].fileno() == -1
+    for _, there in pairs:
+        there.close()
+
+
+def test_a_monitor_that_will_not_work_again_is_not_read_for_ever() -> None:
+    monitor = netlink.open_monitor()
+    netlink.drain(monitor)
+    os.close(monitor.detach())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        netlink.drain(monitor)
 
 
 async def test_a_listener_that_fails_does_not_stop_the_others(quick: None, caplog: pytest.LogCaptureFixture) -> None:
