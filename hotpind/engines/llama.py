@@ -152,10 +152,27 @@ class ChatServer:
         messages = body.get("messages") if isinstance(body, dict) else None
         if not isinstance(messages, list) or not messages:
             return _problem(400, "the request must be a JSON object with a list of messages")
-        if self._waiting or self._prompt is None:
+        if self._waiting or (self._prompt is None and not self._sees_images):
             return web.json_response({"warm": False})
+        if self._sees_images:
+            tiles = await asyncio.get_running_loop().run_in_executor(self._worker, self._look, messages)
+            return web.json_response({"warm": True, "tiles": tiles})
         evaluated = await asyncio.get_running_loop().run_in_executor(self._worker, self._evaluate, messages)
         return web.json_response({"warm": True, "tokens": evaluated})
+
+    def _look(self, messages: list[dict[str, Any]]) -> int:
+        """Encode the pictures of the messages; returns how many tiles of them were new."""
+        eyes, tiles = self._llm.chat_handler, 0
+        try:
+            for url in eyes.get_image_urls(messages):
+                self._pulse.beat()
+                tiles += eyes.look_at(url)
+        except (ValueError, TypeError, KeyError):
+            # The question that comes with it will be told.
+            return tiles
+        finally:
+            self._pulse.rest()
+        return tiles
 
     def _evaluate(self, messages: list[dict[str, Any]]) -> int:
         """Put the messages' tokens into the key-value cache, some at a time; returns how many are there."""
