@@ -7,6 +7,7 @@ the thread that opened it. A file that cannot be used is renamed, never overwrit
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,9 @@ Columns and tables that are only added leave it as it is: the state then survive
 
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _COMPANIONS = ("-wal", "-shm", "-journal")
+_KEPT = re.compile(r"(damaged|newer|orphan)-\d{8}T\d{6}(-\d+)?")
+"""What follows the database's name in that of a file that was set aside; its companions have a suffix more."""
+_MOST_NOTICES = 3
 _BUSY_SECONDS = 5.0
 _COLUMNS = "id, name, model, firmware, token_hash, created, last_seen"
 
@@ -73,7 +77,8 @@ class DeviceDatabase:
     def __init__(self, connection: sqlite3.Connection, notices: tuple[str, ...]) -> None:
         self._connection = connection
         self.notices = notices
-        """Sentences for the operator about what had to be set aside; empty when all is well."""
+        """Sentences for the operator about what was set aside, now or earlier and still lies there; empty when all is
+        well."""
 
     @classmethod
     def open(cls, path: Path, *, migrations: Sequence[Migration] = MIGRATIONS,
@@ -91,11 +96,12 @@ class DeviceDatabase:
                 except _Unusable as unusable:
                     notices.append(_set_aside(path, unusable))
                 else:
-                    return cls(connection, ())
+                    return cls(connection, _kept(path))
             else:
                 _set_aside_companions(path)
             _create(path, migrations, readable_from)
-            return cls(_open_existing(path, migrations, readable_from), tuple(notices))
+            kept = [each for each in _kept(path) if not notices or _named(each) not in notices[0]]
+            return cls(_open_existing(path, migrations, readable_from), (*notices, *kept))
         except _Unusable as unusable:
             raise StateError(f"{path}: {unusable}; check the file system") from None
         except (sqlite3.Error, OSError) as error:
@@ -195,9 +201,20 @@ def _check(connection: sqlite3.Connection, path: Path, newest: int) -> None:
     if _pragma(connection, "application_id") != APPLICATION_ID:
         raise _Unusable("damaged", "is not a database of devices")
     if version > newest:
-        row = connection.execute("SELECT value FROM facts WHERE key = 'readable_from'").fetchone()
-        if row is None or row[0] > newest:
+        since = _readable_from(connection)
+        if since is None or since > newest:
             raise _Unusable("newer", f"is of a newer hotpind (schema {version}, known here: {newest})")
+
+
+def _readable_from(connection: sqlite3.Connection) -> int | None:
+    try:
+        row = connection.execute("SELECT value FROM facts WHERE key = 'readable_from'").fetchone()
+    except sqlite3.OperationalError as error:
+        # A later schema need not have this table.
+        if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+            return None
+        raise
+    return row[0] if row is not None and isinstance(row[0], int) else None
 
 
 def _check_tables(connection: sqlite3.Connection) -> None:
@@ -240,7 +257,7 @@ def _create(path: Path, migrations: Sequence[Migration], readable_from: int) -> 
         connection.execute("PRAGMA synchronous = FULL")
         _migrate(connection, migrations, readable_from)
         # An appliance whose database was set aside is not a new one, and must not take in whoever asks first.
-        if any(any(path.parent.glob(f"{path.name}.{kind}-*")) for kind in ("damaged", "newer")):
+        if _kept_files(path):
             connection.execute("UPDATE facts SET value = 1 WHERE key = 'ever_paired'")
     finally:
         connection.close()
@@ -250,9 +267,7 @@ def _create(path: Path, migrations: Sequence[Migration], readable_from: int) -> 
 
 def _set_aside(path: Path, unusable: _Unusable) -> str:
     """Rename the database and what belongs to it; return the sentence for the operator."""
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    names = (f"{path.name}.{unusable.kind}-{stamp}" + (f"-{n}" if n else "") for n in range(1000))
-    target = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    target = _new_name(path, unusable.kind)
     # The database goes first: a crash in between leaves a log without a database, which is never replayed.
     path.rename(target)
     for suffix in _COMPANIONS:
@@ -267,10 +282,53 @@ def _set_aside(path: Path, unusable: _Unusable) -> str:
 
 def _set_aside_companions(path: Path) -> None:
     """Keep a log without its database from being replayed into a new one."""
-    for suffix in _COMPANIONS:
-        companion = path.with_name(path.name + suffix)
+    companions = [path.with_name(path.name + suffix) for suffix in _COMPANIONS]
+    target = _new_name(path, "orphan")
+    for companion, suffix in zip(companions, _COMPANIONS, strict=True):
         if companion.exists():
-            companion.replace(companion.with_name(companion.name + ".orphan"))
+            companion.rename(target.with_name(target.name + suffix))
+
+
+def _new_name(path: Path, kind: str) -> Path:
+    """Return a name beside the database's under which nothing was kept yet."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    names = (path.with_name(f"{path.name}.{kind}-{stamp}" + (f"-{n}" if n else "")) for n in range(1000))
+    return next(name for name in names
+                if not any(name.with_name(name.name + suffix).exists() for suffix in ("", *_COMPANIONS)))
+
+
+def _kept_files(path: Path) -> list[Path]:
+    """Find what was set aside here and still lies there, oldest first: databases, and logs without one."""
+    kept = []
+    for file in path.parent.glob(f"{path.name}.*"):
+        name = file.name.removeprefix(f"{path.name}.")
+        # Of a log without its database the index is of no interest, nor is the log itself when it is empty.
+        orphan = name.removesuffix("-wal").removesuffix("-journal")
+        if _KEPT.fullmatch(name) or (orphan != name and orphan.startswith("orphan-") and _KEPT.fullmatch(orphan)
+                                     and file.stat().st_size > 0):
+            kept.append((orphan.partition("-")[2], file))
+    return [file for _, file in sorted(kept)]
+
+
+def _kept(path: Path) -> tuple[str, ...]:
+    """Return a sentence about each of the newest files that were set aside."""
+    return tuple(_about(path, file) for file in reversed(_kept_files(path)[-_MOST_NOTICES:]))
+
+
+def _about(path: Path, file: Path) -> str:
+    match file.name.removeprefix(f"{path.name}.").partition("-")[0]:
+        case "newer":
+            what, advice = "an earlier database of devices, of a newer hotpind,", "update hotpind and rename it back"
+        case "damaged":
+            what, advice = "an earlier database of devices, which was damaged,", "pair its devices again"
+        case _:
+            what, advice = "the log of a database of devices that was missing", "pair the devices again"
+    return f"{path}: {what} is kept as {file.name}: {advice}, and delete that file when it is not needed any more"
+
+
+def _named(notice: str) -> str:
+    """Return the file's name in a sentence of `_about`."""
+    return notice.partition(" is kept as ")[2].partition(":")[0]
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

@@ -150,9 +150,28 @@ def test_a_damaged_database_is_kept_and_named(path: Path, damage: Callable[[Path
     assert str(path) in notice
     assert kept.read_bytes() == before
     again = DeviceDatabase.open(path)
-    assert again.notices == ()
+    (notice,) = again.notices
+    assert kept.name in notice, "it is told until somebody has looked after it"
     assert again.ever_paired()
     again.close()
+    for file in path.parent.glob("devices.sqlite3.damaged-*"):
+        file.unlink()
+    healed = DeviceDatabase.open(path)
+    assert healed.notices == ()
+    healed.close()
+
+
+def test_what_was_set_aside_is_told_of_newest_first_and_bounded(path: Path) -> None:
+    stamps = ("20250101T000000", "20260301T000000", "20260201T000000", "20260401T000000")
+    for stamp in stamps:
+        path.with_name(f"devices.sqlite3.damaged-{stamp}").write_bytes(b"x")
+        path.with_name(f"devices.sqlite3.damaged-{stamp}-wal").write_bytes(b"x")
+    path.with_name("devices.sqlite3.damaged-by-me.txt").write_bytes(b"x")
+    for _ in range(2):
+        database = DeviceDatabase.open(path)
+        told = [next(stamp for stamp in stamps if stamp in notice) for notice in database.notices]
+        assert told == ["20260401T000000", "20260301T000000", "20260201T000000"]
+        database.close()
 
 
 def test_a_newer_database_is_kept_and_named(path: Path) -> None:
@@ -169,6 +188,22 @@ def test_a_newer_database_is_kept_and_named(path: Path) -> None:
     upgraded = DeviceDatabase.open(path, migrations=(*MIGRATIONS, ADD_ROOM), readable_from=len(MIGRATIONS) + 1)
     assert [row.description.device_id for row in upgraded.rows()] == ["pin-1"]
     upgraded.close()
+
+
+def test_a_newer_database_that_has_no_facts_is_kept_and_named(path: Path) -> None:
+    fill(path, "pin-1")
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("ALTER TABLE facts RENAME TO settings")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    database = DeviceDatabase.open(path)
+    assert "newer hotpind (schema 99" in database.notices[0]
+    assert database.ever_paired()
+    database.close()
+    again = DeviceDatabase.open(path)
+    (notice,) = again.notices
+    assert "update hotpind" in notice
+    again.close()
 
 
 def test_an_upgrade_and_a_downgrade_keep_the_devices(path: Path) -> None:
@@ -198,9 +233,17 @@ def test_a_log_without_its_database_is_not_replayed(path: Path) -> None:
     database.put(describe("pin-1"), hash_token("a"), 1)
     log = path.with_name(path.name + "-wal").read_bytes()
     database.close()
-    path.unlink()
-    path.with_name(path.name + "-wal").write_bytes(log)
-    assert ids(path) == []
+    for times in (1, 2):
+        path.unlink()
+        path.with_name(path.name + "-wal").write_bytes(log)
+        fresh = DeviceDatabase.open(path)
+        assert fresh.rows() == []
+        assert fresh.ever_paired(), "there was one, so nobody gets in by himself"
+        assert len(fresh.notices) == times
+        assert all("log of a database" in notice for notice in fresh.notices)
+        fresh.close()
+    kept = [file for file in path.parent.glob("devices.sqlite3.orphan-*") if file.name.endswith("-wal")]
+    assert [file.read_bytes() for file in kept] == [log, log], "neither replaced the other"
 
 
 def test_a_half_made_database_is_made_again(path: Path) -> None:
