@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from hotpind.chat.messages import ChatRequest
+from hotpind.chat.messages import ChatRequest, Picture
 
 DRAIN_S = 0.5
 """How long the end of a whole answer's body is waited for, so that its connection can be used again."""
@@ -94,6 +94,9 @@ class Backend(Protocol):
 
         Raises a `hotpind.errors.BackendError` when it does not.
         """
+
+    def expect(self, pictures: Sequence[Picture]) -> None:
+        """Begin the work on the pictures of a question that is still being asked; returns at once."""
 
     async def refresh_key(self) -> bool:
         """Look for the key again and return whether it is another one than before."""

@@ -16,31 +16,44 @@ LONGEST_TEXT = 600
 slowly.
 """
 
+ASIDE = "I can't see the"
+"""How that sentence begins."""
+
 
 def question_pictures(request: ChatRequest) -> tuple[Picture, ...]:
     """Return the pictures that came with the question itself."""
     return request.messages[-1].pictures if request.messages else ()
 
 
+def newest_pictured(messages: Sequence[Message]) -> int | None:
+    """Return the place of the newest message with pictures: the question itself, or an earlier one that it may be
+    about; None when there is none.
+    """
+    return next((at for at in reversed(range(len(messages))) if messages[at].pictures), None)
+
+
 def for_the_blind(request: ChatRequest, text_found: Sequence[str] = ()) -> tuple[ChatRequest, str]:
     """Return the request as a model without eyes can take it, and the sentence with which its answer has to begin
-    (empty when the question came without a picture).
+    (empty when there is no picture, or when it was said of that picture before).
     """
-    pictures = len(question_pictures(request))
-    aside = clause(pictures, read=bool(text_found)) if pictures else ""
+    at = newest_pictured(request.messages)
+    if at is None:
+        return request, ""
+    said = any(message.role == "assistant" and message.text.startswith(ASIDE) for message in request.messages[at:])
+    aside = "" if said else clause(len(request.messages[at].pictures), read=bool(text_found))
     return without_pictures(request, text_found), aside
 
 
 def without_pictures(request: ChatRequest, text_found: Sequence[str]) -> ChatRequest:
-    """Return the request without any picture; the question says what was read in its own."""
-    *before, question = request.messages
-    messages = [replace(message, pictures=()) if message.pictures else message for message in before]
-    if question.pictures:
+    """Return the request without any picture; the newest message that had some says what was read in them."""
+    newest = newest_pictured(request.messages)
+    messages = [replace(message, pictures=()) if message.pictures else message for message in request.messages]
+    if newest is not None:
         found = " ".join(" ".join(text_found).split())[:LONGEST_TEXT]
         note = (f"Text read in the attached picture: \"{found}\". Nothing else in the picture can be seen."
                 if found else "The attached picture cannot be seen.")
-        question = Message(question.role, f"{question.text}\n\n({note})".strip())
-    return replace(request, messages=(*messages, question))
+        messages[newest] = replace(messages[newest], text=f"{messages[newest].text}\n\n({note})".strip())
+    return replace(request, messages=tuple(messages))
 
 
 def clause(pictures: int, *, read: bool) -> str:
@@ -48,4 +61,4 @@ def clause(pictures: int, *, read: bool) -> str:
     what = "picture" if pictures == 1 else "pictures"
     text = "of its text" if pictures == 1 else "text in them"
     rest = f", but I can read some {text}" if read else ""
-    return f"I can't see the {what}{rest}."
+    return f"{ASIDE} {what}{rest}."

@@ -63,6 +63,11 @@ class TokenBudget:
         # Without a time, the limit is per minute, as its documentation says.
         self._refill = (limit - left) / reset if reset else limit / 60
 
+    def spend(self, tokens: float, now: float) -> None:
+        """Note that a request of so many tokens is sent at ``now`` seconds: others may be before its answer comes."""
+        if not math.isinf(self._left):
+            self._left, self._at = max(0.0, self.available(now) - tokens), now
+
     def available(self, now: float) -> float:
         """Return the tokens that may be spent at ``now`` seconds; infinite before anything is known."""
         if math.isinf(self._left):

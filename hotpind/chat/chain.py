@@ -124,11 +124,13 @@ class Chain:
     def prepare(self, pictures: Sequence[Picture] = ()) -> None:
         """Get ready for a question that is being asked just now: connect, or load what will be needed.
 
-        Costs the turn nothing; ``pictures``: the question's own, on which the local model's part begins
-        when it would be asked. What it finds out about a dead line saves the question from finding it out.
+        Costs the turn nothing, and what it finds out about a dead line saves the question from finding it out.
+        ``pictures``: the question's own, or the earlier one that it may be about, on which whoever would be asked
+        begins to work.
         """
         now = self._now()
         for name in self._router.usable(now)[:1]:
+            self._remote[name].expect(pictures)
             if now - self._heard.get(name, 0.0) > FRESH_S:
                 self._check(name)
             return

@@ -32,6 +32,7 @@ RETRY_AFTER_DEFAULT_S = 30.0
 """Without a retry-after header: half of the minute over which chat services count."""
 RETRY_AFTER_MOST_S = 24 * 3600.0
 """A limit per day is the longest there is; another key ends the wait at once."""
+NOTHING_ENCODED: Mapping[Picture, str] = {}
 CAPACITY_EXCEEDED = 498
 """Groq's own status for a flex-tier request that found no free capacity."""
 
@@ -56,15 +57,17 @@ class Service:
     """
 
 
-def content(message: Message) -> str | list[dict[str, Any]]:
+def content(message: Message, urls: Mapping[Picture, str]) -> str | list[dict[str, Any]]:
     """Return the ``content`` of a message: plain text, or parts when it has pictures.
 
-    Encodes base64; call it in a thread when pictures are large.
+    ``urls`` holds those of pictures that were encoded before. Encodes base64; call it in a thread when there are
+    pictures.
     """
     if not message.pictures:
         return message.text
     text = [{"type": "text", "text": message.text}] if message.text else []
-    images = [{"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in message.pictures]
+    images = [{"type": "image_url", "image_url": {"url": urls.get(picture) or data_url(picture)}}
+              for picture in message.pictures]
     return [*text, *images]
 
 
@@ -73,9 +76,10 @@ def data_url(picture: Picture) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(picture.jpeg).decode("ascii")
 
 
-def encoded_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return the ``messages`` of a request."""
-    return [{"role": message.role, "content": content(message)} for message in messages]
+def encoded_messages(messages: Sequence[Message], urls: Mapping[Picture, str] = NOTHING_ENCODED
+                     ) -> list[dict[str, Any]]:
+    """Return the ``messages`` of a request; see `content`."""
+    return [{"role": message.role, "content": content(message, urls)} for message in messages]
 
 
 def read_event(event: Mapping[str, Any], *, service: Service, model: str) -> list[Event]:

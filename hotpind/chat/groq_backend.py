@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 import groq
@@ -16,13 +16,14 @@ import httpx
 
 from hotpind.chat.backend import Event, Probe
 from hotpind.chat.blind import for_the_blind
-from hotpind.chat.budget import TokenBudget, economise, without_oldest
-from hotpind.chat.completions import AnswerReader, encoded_messages
+from hotpind.chat.budget import TokenBudget, economise, estimate, without_oldest
+from hotpind.chat.completions import NOTHING_ENCODED, AnswerReader, data_url, encoded_messages
 from hotpind.chat.groq_client import SERVICE, GroqClient, was_stale
 from hotpind.chat.key import KeySource, Secret
 from hotpind.chat.lookup import NameLookup
-from hotpind.chat.messages import ChatRequest, Message
-from hotpind.chat.pictures import GROQ_LIMITS, PictureLimits, fit
+from hotpind.chat.messages import ChatRequest, Message, Picture
+from hotpind.chat.pictures import GROQ_LIMITS, PictureLimits, fit, has_pictures
+from hotpind.chat.readiness import Ahead
 from hotpind.chat.streaming import PROBE, events_of, introduced, time_to_first
 from hotpind.config.schema import GroqModel, GroqSection
 from hotpind.errors import (
@@ -65,6 +66,7 @@ class GroqBackend:
         self._refused: dict[str, float] = {}
         self._told: set[str] = set()
         self._budgets: dict[str, TokenBudget] = {}
+        self._encoding: Ahead[str] = Ahead(_data_url, name="chat picture", most=GROQ_LIMITS.count)
 
     @property
     def name(self) -> str:
@@ -130,6 +132,13 @@ class GroqBackend:
                 self._tell(model.name)
         raise self._none_left()
 
+    def expect(self, pictures: Sequence[Picture]) -> None:
+        """Encode the pictures of a question that is still being asked, so that they only have to be sent; returns at
+        once.
+        """
+        for picture in pictures:
+            self._encoding.begin(picture)
+
     async def refresh_key(self) -> bool:
         """Look for the key again and return whether it is another one than before."""
         reading = await asyncio.to_thread(self._keys.read)
@@ -146,7 +155,8 @@ class GroqBackend:
         return True
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection, and end the work on pictures."""
+        await self._encoding.close()
         client, self._client = self._client, None
         if client:
             await client.close()
@@ -162,7 +172,7 @@ class GroqBackend:
         question.
         """
         served = self._served()
-        if any(message.pictures for message in request.messages):
+        if has_pictures(request.messages):
             served.sort(key=lambda model: not model.images)
         return served[0] if served else None
 
@@ -204,8 +214,9 @@ class GroqBackend:
         if not model.images:
             request, aside = for_the_blind(request)
         request, side = economise(request, budget.available(self._clock()), answer=model.max_tokens)
+        budget.spend(estimate(request.messages, side=side) + model.max_tokens, self._clock())
         limits = PictureLimits(side=side) if side else GROQ_LIMITS
-        pictures = any(message.pictures for message in request.messages)
+        pictures = has_pictures(request.messages)
         for retry in (False, True):
             begun = False
             fitted = await asyncio.to_thread(fit, request, limits) if pictures else request
@@ -229,7 +240,9 @@ class GroqBackend:
         body: dict[str, Any] = {"model": model.name, "stream": True, "max_completion_tokens": most}
         if model.reasoning_effort:
             body["reasoning_effort"] = model.reasoning_effort
-        encoded = await asyncio.to_thread(_encoded, body, messages)
+        # Without pictures it takes less time than the way to a thread.
+        encoded = (await asyncio.to_thread(_encoded, body, messages, await self._urls(messages))
+                   if has_pictures(messages) else _encoded(body, messages))
         client = await self._opened()
         for last in (False, True):
             try:
@@ -244,8 +257,18 @@ class GroqBackend:
                     await response.aclose()
                 return
             except (groq.GroqError, httpx.HTTPError, BackendError) as error:
+                if isinstance(error, groq.APIStatusError):
+                    self._budgets.setdefault(model.name, TokenBudget()).update(error.response.headers, self._clock())
                 if last or not was_stale(error):
                     raise client.mapped(error, model=model.name) from None
+
+    async def _urls(self, messages: tuple[Message, ...]) -> dict[Picture, str]:
+        """Return the pictures that were encoded while their question was being asked."""
+        pictures = {picture for message in messages for picture in message.pictures if self._encoding.expected(picture)}
+        jobs = {picture: job for picture in pictures if (job := self._encoding.begin(picture)) is not None}
+        if jobs:
+            await asyncio.wait(jobs.values())
+        return {picture: job.result() for picture, job in jobs.items() if not job.cancelled()}
 
     async def _opened(self) -> GroqClient:
         async with self._opening:
@@ -257,8 +280,13 @@ class GroqBackend:
             return self._client
 
 
-def _encoded(body: dict[str, Any], messages: tuple[Message, ...]) -> bytes:
-    return json.dumps({**body, "messages": encoded_messages(messages)}).encode()
+def _encoded(body: dict[str, Any], messages: tuple[Message, ...], urls: Mapping[Picture, str] = NOTHING_ENCODED
+             ) -> bytes:
+    return json.dumps({**body, "messages": encoded_messages(messages, urls)}).encode()
+
+
+async def _data_url(picture: Picture) -> str:
+    return await asyncio.to_thread(data_url, picture)
 
 
 async def check_key(key: Secret, base_url: str, *, connect_timeout_s: float) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 from hotpind.chat.backend import Event, Probe
@@ -14,9 +14,9 @@ from hotpind.chat.blind import for_the_blind
 from hotpind.chat.completions import Service, encoded_messages
 from hotpind.chat.key import Secret, read_configured_key
 from hotpind.chat.lookup import NameLookup
-from hotpind.chat.messages import ChatRequest
+from hotpind.chat.messages import ChatRequest, Picture
 from hotpind.chat.openai_client import ChatClient
-from hotpind.chat.pictures import PictureLimits, fit
+from hotpind.chat.pictures import PictureLimits, fit, has_pictures
 from hotpind.chat.streaming import PROBE, introduced, time_to_first
 from hotpind.config.schema import BackendTable
 from hotpind.errors import OperatorError, PayloadTooLarge
@@ -78,7 +78,9 @@ class LanBackend:
         if not self._table.images:
             request, aside = for_the_blind(request)
         for limits in (PICTURE_LIMITS, SMALL_PICTURES):
-            body = await asyncio.to_thread(self._body, request, limits)
+            # Without pictures it takes less time than the way to a thread.
+            body = (await asyncio.to_thread(self._body, request, limits) if has_pictures(request.messages)
+                    else self._body(request, limits))
             begun = False
             try:
                 asking = self._client.stream(body, model=self.model, quiet_s=quiet_s)
@@ -88,7 +90,7 @@ class LanBackend:
                         yield event
                 return
             except PayloadTooLarge:
-                if begun or limits is SMALL_PICTURES or not any(message.pictures for message in request.messages):
+                if begun or limits is SMALL_PICTURES or not has_pictures(request.messages):
                     raise
 
     async def probe(self, kind: Probe, *, quiet_s: float) -> float:
@@ -98,6 +100,9 @@ class LanBackend:
             return 0.0
         body = {"model": self.model, "messages": encoded_messages(PROBE), "stream": True, "max_tokens": 1}
         return await time_to_first(self._client.stream(body, model=self.model, quiet_s=quiet_s))
+
+    def expect(self, pictures: Sequence[Picture]) -> None:
+        """Do nothing: over the cable of a house a picture is sent in a moment."""
 
     async def refresh_key(self) -> bool:
         """Look for the key again and return whether it is another one than before."""

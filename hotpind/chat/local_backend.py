@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 from hotpind.chat.backend import Aside, Event, Probe, Using, Words
-from hotpind.chat.blind import for_the_blind, question_pictures
+from hotpind.chat.blind import for_the_blind, newest_pictured, question_pictures
 from hotpind.chat.coaching import coached
 from hotpind.chat.completions import Service, encoded_messages
 from hotpind.chat.lookup import NameLookup
 from hotpind.chat.messages import ChatRequest, Message, Picture
 from hotpind.chat.ocr import PictureReader
 from hotpind.chat.openai_client import ChatClient
-from hotpind.chat.pictures import PictureLimits, fit, newest_pictures
+from hotpind.chat.pictures import PictureLimits, fit, has_pictures, newest_pictures
 from hotpind.chat.readiness import Ahead
 from hotpind.config.schema import LocalSection
 from hotpind.errors import BackendUnreachable, HotpinError
@@ -106,7 +106,9 @@ class LocalBackend:
         waking = asyncio.ensure_future(self._socket())
         try:
             request, aside = await self._adapted(request)
-            body = await asyncio.to_thread(self._body, request)
+            # Without pictures it takes less time than the way to a thread.
+            body = (await asyncio.to_thread(self._body, request) if has_pictures(request.messages)
+                    else self._body(request))
             path = await waking
         finally:
             waking.cancel()
@@ -169,8 +171,9 @@ class LocalBackend:
         if self._engine.sees_images:
             return await asyncio.to_thread(fit, await self._with_fitted(request), PICTURE_LIMITS), ""
         text: list[str] = []
-        if self._reader and question_pictures(request):
-            text = await self._reader.read(newest_pictures(request.messages, PICTURE_LIMITS.count)[-1].pictures)
+        at = newest_pictured(request.messages)
+        if self._reader and at is not None:
+            text = await self._reader.read(request.messages[at].pictures[-PICTURE_LIMITS.count:])
         return for_the_blind(request, text)
 
     async def _with_fitted(self, request: ChatRequest) -> ChatRequest:

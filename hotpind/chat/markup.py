@@ -26,6 +26,9 @@ STOPS = ".!?\u2026\u3002\uff01\uff1f"
 CLOSERS = ")]\"'\u201d\u2019\u00bb"
 """Brackets and quotation marks that may follow the end of a sentence."""
 
+_DOMAINS = ("com|org|net|edu|gov|int|info|io|dev|app|ai|tv|me|co|eu|uk|de|fr|it|es|nl|be|at|ch|se|no|dk|fi|pl|cz|pt|ie|"
+            "us|ca|au|nz|jp|cn|kr|in|br|mx|za|ru")
+"""Ends of names that make "name/path" an address; "Node.js/React" is none."""
 _DOTS = "\u2022\u2023\u25e6\u00b7"  # bullets
 _BETWEEN = frozenset("+=%<>/\u00d7\u00f7\u2248\u00b1" + DASHES)  # spoken, or a pause, between two words
 _HANGING = STOPS + CLOSERS + ",;:"  # belongs to the word before, even when something between was removed
@@ -42,12 +45,13 @@ class Stage(Protocol):
 
 
 class Tags:
-    """Removes thinking (``<think>``, closed or not), HTML tags and models' control tokens such as
-    ``<|im_end|>``.
+    """Removes thinking (``<think>`` or ``\u25c1think\u25b7``, closed or not), HTML tags and models' control tokens such
+    as ``<|im_end|>``.
     """
 
-    _TAG = re.compile(r"<(/?)([a-zA-Z|][^<>\n]{0,90})>")
-    _BEGUN = re.compile(r"</?(?:[a-zA-Z|][^<>\n]{0,90})?")
+    _TAG = re.compile("[<\u25c1](/?)([a-zA-Z|][^<>\u25c1\u25b7\n]{0,90})[>\u25b7]")
+    _BEGUN = re.compile("[<\u25c1]/?(?:[a-zA-Z|][^<>\u25c1\u25b7\n]{0,90})?")
+    _MARK = re.compile("[<\u25c1]")
     _THINKING = frozenset({"think", "thinking", "thought", "reasoning"})
     _LINES = frozenset({"br", "br/", "br /", "p", "li", "tr", "div"})
 
@@ -72,12 +76,12 @@ class Tags:
             if self._until:
                 at = self._skip_thoughts(text, at, last=last)
                 continue
-            begin = text.find("<", at)
-            if begin < 0:
+            mark = self._MARK.search(text, at)
+            if mark is None:
                 out.append(text[at:])
                 break
-            out.append(text[at:begin])
-            at = begin
+            out.append(text[at:mark.start()])
+            at = mark.start()
             if tag := self._TAG.match(text, at):
                 out.append(self._replacement(tag))
                 at = tag.end()
@@ -85,7 +89,7 @@ class Tags:
                 self._held = text[at:]
                 break
             else:
-                out.append("<")
+                out.append(text[at])
                 at += 1
         return "".join(out)
 
@@ -105,7 +109,8 @@ class Tags:
         name = inside.lower().strip()
         if name in self._THINKING:
             if not closing:
-                self._until = f"</{name}>"
+                whole = tag.group(0)
+                self._until = f"{whole[0]}/{name}{whole[-1]}"
             return ""
         if name in self._LINES:
             return "\n"
@@ -213,7 +218,10 @@ class Links:
 class Tokens:
     """Cuts the text into words fit to be spoken: each with the space before it, and `BREAK` after a block."""
 
-    _URL = re.compile(r"(?:https?://|www\.)([^\s/?#()<>\"']*)[^\s()<>\"']*", re.IGNORECASE)
+    _REST = r"(?:[^\s()<>\"']|\([^\s()<>\"']*\))*"
+    _URL = re.compile(rf"(?:[a-z][a-z0-9+-]{{1,20}}://|www\.)([^\s/?#()<>\"']*){_REST}"
+                      rf"|(?<![\w@./-])((?:[a-z0-9-]+\.)+(?:{_DOMAINS}))/{_REST}", re.IGNORECASE)
+    _MAILTO = re.compile(r"mailto:([^\s?<>\"']+)(?:\?[^\s()<>\"']*)?", re.IGNORECASE)
     _BULLET = re.compile(f"[*+{_DOTS}{re.escape(DASHES)}]")
     _HEADING = re.compile(r"#{1,6}")
     _NUMBER = re.compile(r"(\d{1,2})[.)]")
@@ -327,7 +335,8 @@ class Tokens:
         if "&" in word:
             word = html.unescape(word)
             word = "and" if word == "&" else word
-        word = self._URL.sub(_spoken_address, word)
+        if ":" in word or "/" in word or "www." in word.lower():
+            word = self._URL.sub(_spoken_address, self._MAILTO.sub(r"\1", word))
         word = re.sub(r"\\(.)", r"\1", word) if "\\" in word else word
         word = word.replace("`", "").replace("~", "")
         word = re.sub(r"(?<=\d)\*(?=\d)", " times ", word).replace("*", "")
@@ -346,10 +355,10 @@ class Tokens:
 
 def _spoken_address(match: re.Match[str]) -> str:
     """Say an address by its host's name, as people do; "a link" when that would be gibberish."""
-    host = match.group(1).lower().removeprefix("www.")
+    host = (match.group(1) or match.group(2) or "").lower().rpartition("@")[2].removeprefix("www.")
     whole = match.group(0)
-    tail = whole[len(whole.rstrip(".,;:!?")):]
-    host = host.rstrip(".,;:!?")
+    tail = whole[len(whole.rstrip(".,;:!?*_`")):]
+    host = re.sub(r":\d+$", "", host.rstrip(".,;:!?*_`"))
     try:
         ipaddress.ip_address(host)
     except ValueError:

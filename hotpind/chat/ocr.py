@@ -63,8 +63,6 @@ class PictureReader:
             return []
         # What is not ready goes on in the background: it is mostly the loading, which the next question needs.
         done, _ = await asyncio.wait(jobs, timeout=deadline_s)
-        for picture in pictures:
-            self._jobs.forget(picture)
         return [text for job in jobs if job in done and not job.cancelled() and (text := job.result())]
 
     def expect(self, pictures: Sequence[Picture]) -> None:

@@ -38,6 +38,11 @@ def base64_size(jpeg_bytes: int) -> int:
     return (jpeg_bytes + 2) // 3 * 4
 
 
+def has_pictures(messages: Sequence[Message]) -> bool:
+    """Whether any of the messages has a picture."""
+    return any(message.pictures for message in messages)
+
+
 def newest_pictures(messages: Sequence[Message], count: int) -> tuple[Message, ...]:
     """Return the messages with only the ``count`` newest pictures left; the older ones' texts stay."""
     kept: list[Message] = []

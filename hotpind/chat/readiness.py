@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+from hotpind.chat.blind import newest_pictured
 from hotpind.chat.coaching import coached
 from hotpind.chat.messages import ChatRequest, Picture
 
 T = TypeVar("T")
 
-KEPT = 4
-"""Pictures of which the result is kept; a household has a handful of devices."""
+KEPT = 6
+"""Pictures of which the result is kept: all of one question's, and another device's."""
 KEPT_S = 60.0
 """How long a result is kept after its picture was last expected: a question is spoken in less."""
 
@@ -46,7 +47,11 @@ class Readiness:
     def expect(self, request: ChatRequest) -> None:
         """Get ready for a question; its text may be incomplete, or not there yet."""
         question = request.messages[-1]
-        self._chain.prepare(question.pictures)
+        at = newest_pictured(request.messages)
+        # A question without a picture of its own may be about an earlier one, which a blind model has to be told of.
+        pictures = () if at is None or (self._local.sees_images and not question.pictures) else (
+            request.messages[at].pictures)
+        self._chain.prepare(pictures)
         # A cache is of no use to a model that sees: its prompts are put together by its eyes.
         if not self._cloud_answers() and not self._local.sees_images:
             known = request.messages if question.text else request.messages[:-1]

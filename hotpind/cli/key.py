@@ -16,6 +16,7 @@ import typer
 
 from hotpind.chat.key import (
     CREDENTIAL,
+    VARIABLE,
     KeyReading,
     KeySource,
     Secret,
@@ -80,12 +81,20 @@ def set_key(ctx: typer.Context,
         where = places(config)
         # The state directory comes last: what is newest there is what the running service uses.
         stored = [str(store_key(directory, key)) for directory in filter(None, (where.credential, where.state))]
-        outcome.update({"stored": stored, **_as_json(check_result)})
+        shadow = "" if where.credential else _shadow(config, where.state, key)
+        outcome.update({"stored": stored, "shadowed_by": shadow, **_as_json(check_result)})
         if as_json:
             return
         if check_result is not None and check_result.note:
             typer.echo(check_result.note, err=True)
-        typer.echo("The key is stored; a running appliance uses it within five seconds.")
+        if shadow == f"${VARIABLE}":
+            typer.echo(f"The key is stored, but {shadow} is set here and comes first: an appliance that has it in its "
+                       "environment uses that one. Unset it to use the stored key.")
+        elif shadow:
+            typer.echo(f"The key is stored but not used, since the one from {shadow} comes first. Put the key there, "
+                       "or take that setting away.")
+        else:
+            typer.echo("The key is stored; a running appliance uses it within five seconds.")
 
 
 @app.command()
@@ -179,6 +188,12 @@ def _holds_a_key(path: Path) -> bool:
         return bool(path.read_bytes().strip())
     except OSError:
         return False
+
+
+def _shadow(config: Config, state: Path, key: Secret) -> str:
+    """Return where another key comes from that counts before the stored one; empty when the stored one is used."""
+    reading = KeySource(config.chat.groq.key_file, state).read()
+    return reading.source if reading.key is not None and reading.key != key else ""
 
 
 def _reading(config: Config) -> KeyReading:

@@ -48,6 +48,8 @@ class Assistant:
     stopping: bool = False
     _canned: dict[str, bytes] = field(default_factory=dict)
     _turn_ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _asking: dict[str, float] = field(default_factory=dict)
+    """Devices whose question is being asked, with the time of the last sign of it."""
     _left: set[asyncio.Task[None]] = field(default_factory=set)
     """Requests to a voice that hangs, whose turns are over; they have deadlines."""
 
@@ -69,12 +71,24 @@ class Assistant:
 
     def expect_question(self, device: str, text: str = "") -> None:
         """Get the brain ready while the question is still being asked; ``text`` is what was understood so far."""
+        self._asking[device] = self.clock()
+        self._get_ready(device, text)
+
+    def _get_ready(self, device: str, text: str) -> None:
         conversation = self.conversation(device)
-        picture = conversation.picture(self.clock())
-        self.on_expected(ChatRequest(conversation.messages(self.system_prompt, text, picture), device=device))
+        pictures = conversation.pictures(self.clock())
+        self.on_expected(ChatRequest(conversation.messages(self.system_prompt, text, pictures), device=device))
+
+    def _get_ready_for_more(self, record: TurnRecord) -> None:
+        """Have the local model read a conversation's new end ahead, unless somebody else needs it to read theirs."""
+        long_ago = self.clock() - self.config.limits.recording_s
+        self._asking = {device: at for device, at in self._asking.items() if at > long_ago}
+        if record.outcome == "answered" and not (self.turns_running or self._asking or self.stopping):
+            self._get_ready(record.device, "")
 
     def record(self, device: str) -> TurnRecord:
         """Begin a turn's record at the end of speech."""
+        self._asking.pop(device, None)
         return TurnRecord(self.new_turn_id(), device, self.clock())
 
     def turn(self, ear: Ear, record: TurnRecord) -> Turn:
@@ -113,6 +127,7 @@ class Assistant:
             self._turn_ended.set()
             for observer in self.on_turn:
                 observer(record)
+            self._get_ready_for_more(record)
 
     @property
     def overloaded(self) -> bool:

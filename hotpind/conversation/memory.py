@@ -1,4 +1,4 @@
-"""What is remembered of each device's conversation: the exchanges as they were spoken, and a picture in waiting.
+"""What is remembered of each device's conversation: the exchanges as they were spoken, and pictures in waiting.
 
 Pure: time is passed in. Everything is bounded, and nothing is written to disk.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from hotpind.chat.messages import Message, Picture
@@ -16,6 +17,11 @@ MOST_CONVERSATIONS = 64
 FOLLOW_UPS = 4
 """Questions without a picture of their own that are asked with the one shown last, so that people can ask on about it.
 More pictures than one would cost the free plan's tokens of a minute, and seconds on a slow line."""
+MOST_PICTURES = 5
+"""Pictures that wait for a question, which is as many as the cloud takes with one; the oldest gives way."""
+DROPPED_SHARE = 0.4
+"""Part of the exchanges that is dropped at once when there are too many. The local model has read the beginning of a
+conversation already and keeps it for the next question, as long as that begins in the same way."""
 LONGEST_TEXT = 4000
 """Characters kept of a question or an answer."""
 
@@ -35,24 +41,26 @@ class Conversation:
     """One device's conversation."""
 
     turns: int
-    """Exchanges kept."""
+    """Exchanges kept at most."""
     exchanges: deque[Exchange] = field(default_factory=deque)
     last_used: float = 0.0
-    _picture: Picture | None = None
-    _picture_until: float = 0.0
+    _waiting: deque[tuple[Picture, float]] = field(default_factory=lambda: deque(maxlen=MOST_PICTURES))
+    """Pictures for the next question, oldest first, each with the time at which it expires."""
     _taken_until: float = 0.0
 
-    def add(self, question: str, answer: str, now: float, picture: Picture | None = None) -> None:
-        """Remember an exchange and its picture; an answer of which nothing was heard is not remembered."""
+    def add(self, question: str, answer: str, now: float, pictures: Sequence[Picture] = ()) -> None:
+        """Remember an exchange and the last of its pictures; an answer of which nothing was heard is not remembered."""
         self.last_used = now
         if not answer or not self.turns:
             return
+        picture = pictures[-1] if pictures else None
         if picture is not None:
             self._drop_pictures(len(self.exchanges))
         self.exchanges.append(Exchange(question[:LONGEST_TEXT], answer[:LONGEST_TEXT], picture, self._taken_until))
         self._drop_pictures(len(self.exchanges) - FOLLOW_UPS)
-        while len(self.exchanges) > self.turns:
-            self.exchanges.popleft()
+        if len(self.exchanges) > self.turns:
+            for _ in range(len(self.exchanges) - self.turns + int(self.turns * DROPPED_SHARE)):
+                self.exchanges.popleft()
 
     def forget_if_idle(self, now: float, idle_s: float) -> None:
         """Begin a new conversation after a long silence (0: never)."""
@@ -71,35 +79,34 @@ class Conversation:
                 self.exchanges[at] = replace(exchange, picture=None)
 
     def keep_picture(self, picture: Picture, until: float) -> None:
-        """Hold a picture for the next question that is understood; it replaces an earlier one."""
-        self._picture, self._picture_until = picture, until
+        """Hold a picture for the next question that is understood, beside those that wait already."""
+        self._waiting.append((picture, until))
 
-    def picture(self, now: float) -> Picture | None:
-        """Look at the picture in waiting, if it has not expired."""
-        if self._picture is not None and now >= self._picture_until:
-            self._picture = None
-        return self._picture
+    def pictures(self, now: float) -> tuple[Picture, ...]:
+        """Look at the pictures in waiting that have not expired, oldest first."""
+        for each in [each for each in self._waiting if now >= each[1]]:
+            self._waiting.remove(each)
+        return tuple(picture for picture, _ in self._waiting)
 
-    def take_picture(self, now: float) -> Picture | None:
-        """Take the picture in waiting: it comes with one question, and goes into the history with that."""
-        picture = self.picture(now)
-        self._picture, self._taken_until = None, self._picture_until
-        return picture
+    def take_pictures(self, now: float) -> tuple[Picture, ...]:
+        """Take the pictures in waiting: they come with one question, and the last goes into the history with that."""
+        pictures = self.pictures(now)
+        if pictures:
+            self._taken_until = self._waiting[-1][1]
+        self._waiting.clear()
+        return pictures
 
     def reset(self) -> None:
         """Forget everything."""
         self.exchanges.clear()
-        self._picture = None
+        self._waiting.clear()
 
-    def messages(self, system_prompt: str, question: str, picture: Picture | None) -> tuple[Message, ...]:
+    def messages(self, system_prompt: str, question: str, pictures: tuple[Picture, ...] = ()) -> tuple[Message, ...]:
         """Put a request together: instructions, history oldest first, the question."""
         history = [message for exchange in self.exchanges for message in (
-            _asked(exchange.question, None if picture else exchange.picture), Message("assistant", exchange.answer))]
-        return (Message("system", system_prompt), *history, _asked(question, picture))
-
-
-def _asked(question: str, picture: Picture | None) -> Message:
-    return Message("user", question, (picture,) if picture else ())
+            Message("user", exchange.question, (exchange.picture,) if exchange.picture and not pictures else ()),
+            Message("assistant", exchange.answer))]
+        return (Message("system", system_prompt), *history, Message("user", question, pictures))
 
 
 class Memory:

@@ -168,15 +168,15 @@ class Turn:
 
     async def answer(self, question: str) -> None:
         """Answer a question aloud; always ends the turn for the device, by audio and `complete` or by an error."""
-        picture = self._conversation.take_picture(self._clock())
-        self._record.has_image = picture is not None
-        request = ChatRequest(self._conversation.messages(self._system_prompt, question, picture),
+        pictures = self._conversation.take_pictures(self._clock())
+        self._record.has_image = bool(pictures)
+        request = ChatRequest(self._conversation.messages(self._system_prompt, question, pictures),
                               device=self._record.device, turn=self._record.turn)
         try:
             await self._finish(self._words(request), transcript=question)
         finally:
             # Whatever the end was: what was heard is remembered, and nothing else.
-            self._conversation.add(question, self._what_was_heard(), self._clock(), picture)
+            self._conversation.add(question, self._what_was_heard(), self._clock(), pictures)
 
     def _what_was_heard(self) -> str:
         """Return what goes into the history: an interrupted answer cut where it was, an apology not at all."""

@@ -68,6 +68,19 @@ def test_any_headers_are_survived(headers: dict[str, str], later: float) -> None
     assert budget.available(later) >= 0
 
 
+def test_what_is_sent_is_spent_before_the_service_says_so() -> None:
+    budget = TokenBudget()
+    budget.spend(5000, 0)
+    assert budget.available(0) == math.inf, "nothing is known yet"
+    budget.update({"x-ratelimit-limit-tokens": "8000", "x-ratelimit-remaining-tokens": "6000",
+                   "x-ratelimit-reset-tokens": "20s"}, 10)
+    budget.spend(4000, 10)
+    assert budget.available(10) == 2000
+    budget.spend(4000, 11)
+    assert budget.available(11) == 0
+    assert budget.available(12) == 100
+
+
 def test_a_picture_costs_by_its_pixels() -> None:
     assert picture_tokens(VGA) == 392
     assert picture_tokens(VGA, 320) == 98

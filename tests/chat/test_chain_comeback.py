@@ -9,7 +9,7 @@ import pytest
 
 from hotpind.chat import chain as chain_module
 from hotpind.chat.key import CREDENTIAL, Secret, remove_key, store_key
-from tests.chat.asking import QUICK, ask, fast_probes, settled, status
+from tests.chat.asking import QUICK, SCOUT, ask, fast_probes, settled, status
 from tests.chat.conftest import FakeEngine, MakeChain
 from tests.fakes.groq import ANSWER, KEY, FakeGroq
 from tests.waiting import until
@@ -155,3 +155,21 @@ async def test_going_offline_loads_the_local_model_before_the_next_question(
         chain.prepare()
         await until(lambda: engine.asked == 1)
         assert status(chain).state == "offline"
+
+
+async def test_the_list_of_models_is_asked_for_now_and_then(make_chain: MakeChain, cloud: FakeGroq,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chain_module.LIST_EVERY_S == 6 * 3600
+    monkeypatch.setattr(chain_module, "LIST_EVERY_S", 0.2)
+    async with make_chain() as chain:
+        await settled(chain)
+
+        def lists() -> int:
+            return sum(request.path.endswith("/models") for request in cloud.requests)
+
+        await until(lambda: lists() >= 3)
+        cloud.models.remove(SCOUT)
+        await until(lambda: status(chain).retired == [SCOUT])
+        assert cloud.chats == [], "it costs no answer"
+        cloud.models.append(SCOUT)
+        await until(lambda: status(chain).retired == [])

@@ -17,7 +17,7 @@ from PIL import Image
 from hotpind.chat import chain as chain_module
 from hotpind.chat import local_backend, pictures
 from hotpind.chat.chain import Chain
-from hotpind.chat.messages import ChatRequest, Picture
+from hotpind.chat.messages import ChatRequest, Message, Picture
 from hotpind.chat.ocr import PictureReader
 from hotpind.chat.pictures import shrink
 from hotpind.chat.readiness import Readiness
@@ -43,6 +43,36 @@ async def test_a_local_model_without_eyes_says_so(make_chain: MakeChain, engine:
         assert "cannot be seen" in engine.server.questions[0].body["messages"][-1]["content"]
         text, _, _ = await ask(chain, question("And what is the time?"))
         assert text == LOCAL_ANSWER
+
+
+async def test_a_question_about_an_earlier_picture_is_answered_as_honestly(make_chain: MakeChain,
+                                                                           engine: FakeEngine) -> None:
+    shown = Message("user", "What is this?", (red_square(),))
+    async with make_chain(key=None) as chain:
+        for seen, aside in (("It is a red square.", "I can't see the picture. "),
+                            ("I can't see the picture. It may be a square.", "")):
+            text, _, _ = await ask(chain, ChatRequest((
+                shown, Message("assistant", seen), Message("user", "What colour is it?"))))
+            assert text == aside + LOCAL_ANSWER
+            request = engine.server.questions[-1]
+            assert b"image_url" not in request.raw
+            told = [message["content"] for message in request.body["messages"]]
+            assert told == ["What is this?\n\n(The attached picture cannot be seen.)", seen, "What colour is it?"]
+
+
+async def test_the_text_of_an_earlier_picture_is_still_known(make_chain: MakeChain, engine: FakeEngine,
+                                                             readings: Callable[[], int]) -> None:
+    shown = question("What is this?", red_square())
+    again = ChatRequest((*shown.messages, Message("assistant", "A sign."), Message("user", "What does it say?")))
+    async with make_chain(key=None) as chain:
+        await ask(chain, shown)
+        expect(chain, again, engine)
+        text, _, _ = await ask(chain, again)
+        assert text.startswith("I can't see the picture, but I can read some of its text. ")
+        first, second = engine.server.questions
+        assert '"sign"' in second.body["messages"][1]["content"]
+        assert second.body["messages"][:2] == first.body["messages"][:2], "what was read before begins in the same way"
+        assert readings() == 1
 
 
 async def test_a_local_model_without_eyes_says_nothing_when_it_has_no_answer(make_chain: MakeChain,

@@ -18,8 +18,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from hotpind.chat import completions, streaming
 from hotpind.chat import groq_backend as groq_module
-from hotpind.chat import streaming
 from hotpind.chat.backend import Aside, Ended, Event, Probe, Using, Words
 from hotpind.chat.groq_backend import GroqBackend, check_key
 from hotpind.chat.key import CREDENTIAL, KeySource, Secret, store_key
@@ -36,7 +36,8 @@ from hotpind.errors import (
     ModelRetired,
     PayloadTooLarge,
 )
-from tests.fakes.groq import ANSWER, KEY, MODELS, FakeGroq
+from tests.fakes.groq import ANSWER, KEY, MODELS, FakeGroq, request_tokens
+from tests.waiting import until
 
 SCOUT, QWEN = MODELS
 HISTORY = (Message("system", "You are a voice."), Message("user", "Hello?"), Message("assistant", "Hi."))
@@ -430,6 +431,74 @@ async def test_a_question_about_an_earlier_picture_goes_to_the_model_with_eyes(m
                                     Message("user", "What colour is it?"))))
     assert [chat.body["model"] for chat in cloud.chats] == [SCOUT]
     assert "image_url" in str(cloud.chats[0].body["messages"][0])
+
+
+LONG_TALK = tuple(message for number in range(10) for message in (
+    Message("user", f"Question {number} " + "is long " * 60), Message("assistant", "So is its answer. " * 40)))
+
+
+async def test_a_plan_of_8000_tokens_a_minute_is_used_up_without_a_refusal(make: MakeGroq, cloud: FakeGroq) -> None:
+    cloud.tokens_per_minute = 8000
+    backend = await make()
+    sent: list[int] = []
+    while True:
+        shot = jpeg(1500, 1100) if len(sent) == 2 else None
+        asked = Message("user", "And now?", (shot,) if shot else ())
+        await ask(backend, ChatRequest((HISTORY[0], *LONG_TALK, asked)))
+        sent.append(request_tokens(cloud.chats[-1].body))
+        if float(cloud.limits["x-ratelimit-remaining-tokens"]) < 500:
+            break  # even the question alone costs that much with its answer
+    print(sent)
+    assert sent[0] > 2500
+    assert sum(sent) > 7000
+    assert len(sent) >= 3
+    assert sent[-1] < sent[0]
+    assert len({len(chat.body["messages"]) for chat in cloud.chats}) > 1, "old history was dropped"
+
+
+async def test_questions_at_the_same_time_share_what_is_left(make: MakeGroq, cloud: FakeGroq) -> None:
+    cloud.tokens_per_minute = 8000
+    backend = await make()
+    request = ChatRequest((HISTORY[0], *LONG_TALK, Message("user", "And now?")))
+    await ask(backend, request)
+    answers = await asyncio.gather(*(ask(backend, request) for _ in range(3)))
+    assert [text(answer) for answer in answers] == [ANSWER] * 3
+
+
+async def test_a_refusal_tells_what_is_left_too(make: MakeGroq, cloud: FakeGroq) -> None:
+    backend = await make()
+    cloud.limits = {"x-ratelimit-limit-tokens": "8000", "x-ratelimit-remaining-tokens": "700",
+                    "x-ratelimit-reset-tokens": "55s"}
+    cloud.behave("rate_limited", times=1)
+    request = ChatRequest((HISTORY[0], *LONG_TALK, Message("user", "And now?")))
+    with pytest.raises(BackendRateLimited):
+        await ask(backend, request)
+    await ask(backend, request)
+    assert len(cloud.chats[-1].body["messages"]) < len(request.messages)
+
+
+async def test_a_picture_is_encoded_while_its_question_is_asked(make: MakeGroq, cloud: FakeGroq,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = await make()
+    encoded: list[Picture] = []
+    real = completions.data_url
+
+    def note(picture: Picture) -> str:
+        encoded.append(picture)
+        return real(picture)
+
+    monkeypatch.setattr(groq_module, "data_url", note)
+    monkeypatch.setattr(completions, "data_url", note)
+    shots = tuple(jpeg(80 + number, 60) for number in range(5))
+    backend.expect(shots)
+    backend.expect(shots)
+    await until(lambda: len(encoded) == 5)
+    await ask(backend, ChatRequest((*HISTORY, Message("user", "And these?", shots))))
+    assert len(encoded) == 5, "not again when the question was complete"
+    _, *images = cloud.chats[-1].body["messages"][-1]["content"]
+    assert [image["image_url"]["url"] for image in images] == [real(shot) for shot in shots]
+    await backend.close()
+    assert not backend._encoding.running
 
 
 async def test_a_probe_for_an_answer_costs_one_token(make: MakeGroq, cloud: FakeGroq) -> None:

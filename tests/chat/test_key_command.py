@@ -79,6 +79,28 @@ def test_a_key_is_set_shown_to_be_there_and_removed(settings: Path, tmp_path: Pa
     assert "There was no stored key." in run(settings, "remove").output
 
 
+def test_a_key_that_is_not_used_for_another_one_is_said_to_be_so(settings: Path, tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other"
+    other.write_text(KEY.replace("fake", "othr"))
+    other.chmod(0o600)
+    plain = settings.read_text()
+    settings.write_text(f'{plain}key_file = "{other}"\n')
+    result = run(settings, "set", text=f"{KEY}\n")
+    assert result.exit_code == 0
+    assert "not used, since the one from chat.groq.key_file comes first" in result.output
+    assert "within five seconds" not in result.output
+    assert json.loads(run(settings, "set", "--json", text=f"{KEY}\n").output)["shadowed_by"] == "chat.groq.key_file"
+    other.write_text(KEY)
+    assert "within five seconds" in run(settings, "set", text=f"{KEY}\n").output, "it is the same key"
+
+    settings.write_text(plain)
+    monkeypatch.setenv("GROQ_API_KEY", KEY.replace("fake", "envi"))
+    result = CliRunner().invoke(app, ["--config", str(settings), "key", "set"], input=f"{KEY}\n")
+    assert "$GROQ_API_KEY is set here and comes first" in result.output
+    assert "envi0" not in result.output
+
+
 def test_a_rejected_key_is_not_stored(settings: Path, tmp_path: Path) -> None:
     result = run(settings, "set", text="gsk_wrong\n")
     assert isinstance(result.exception, OperatorError)
@@ -167,7 +189,7 @@ def test_what_scripts_read(settings: Path, tmp_path: Path) -> None:
     assert said("status", code=1) == {"key": False, "source": "", "problem": "", "daemon": ""}
     assert "rejects this key" in str(said("set", code=1, text="gsk_wrong\n")["error"])
     stored = tmp_path / "state" / CREDENTIAL
-    assert said("set", text=f"{KEY}\n") == {"stored": [str(stored)], "accepted": True, "note": ""}
+    assert said("set", text=f"{KEY}\n") == {"stored": [str(stored)], "shadowed_by": "", "accepted": True, "note": ""}
     assert said("set", "--no-check", text=f"{KEY}\n")["accepted"] is None
     assert said("status", "--check") == {"key": True, "source": "the state directory", "problem": "", "daemon": "",
                                          "accepted": True, "note": ""}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 import pytest
 
 from hotpind.chat import runner as runner_module
 from hotpind.chat.backend import Ended, Event, Probe, Words
-from hotpind.chat.messages import ChatRequest, Message
+from hotpind.chat.messages import ChatRequest, Message, Picture
 from hotpind.chat.runner import Pace, Runner
 from hotpind.errors import BackendError, BackendTooLate, BackendUnreachable, StreamBroke
 
@@ -41,6 +41,9 @@ class Odd:
     async def probe(self, kind: Probe, *, quiet_s: float) -> float:
         """Do nothing."""
         return 0.0
+
+    def expect(self, pictures: Sequence[Picture]) -> None:
+        """Do nothing."""
 
     async def refresh_key(self) -> bool:
         """Say no."""

@@ -68,10 +68,23 @@ CLEANED = [
     ("Go to http://192.168.1.4:8000/x now", "Go to a link now"),
     ("(https://a.example/b)", "(a.example)"),
     ("<https://example.com/x> is it", "example.com is it"),
+    ("Use ftp://files.example.org:2121/pub/a.zip, please", "Use files.example.org, please"),
+    ("Use git+ssh://git@host.example.com/x.git now", "Use host.example.com now"),
+    ("It is at rtsp://192.168.1.4/stream now", "It is at a link now"),
+    ("Open file:///etc/passwd now", "Open a link now"),
+    ("Write to mailto:me@example.com?subject=Hi now", "Write to me@example.com now"),
+    ("See en.wikipedia.org/wiki/Paris_(Texas).", "See en.wikipedia.org."),
+    ("Read example.com/a/b?c=d#e, then", "Read example.com, then"),
+    ("Read **github.com/owner/repo** now", "Read github.com now"),
+    ("Read example.com or and/or Node.js/React at 60 km/h", "Read example.com or and/or Node.js/React at 60 km/h"),
     ("It is so[1][2, 3].", "It is so."),
     ("It is so【4†source】.", "It is so."),
     ("A [note] stays", "A note stays"),
     ("Wow![1] Yes", "Wow! Yes"),
+    # Thoughts in triangles.
+    ("\u25c1think\u25b7I <wonder>.\u25c1/think\u25b7Yes.", "Yes."),
+    ("Well \u25c1think\u25b7 hmm </think> \u25c1/think\u25b7 yes.", "Well yes."),
+    ("Then \u25c1think\u25b7 without end", "Then"),
     # Emoji and signs.
     ("Hi \U0001f600! Great \U0001f44d\U0001f3fd", "Hi! Great"),
     ("\U0001f468\u200d\U0001f469\u200d\U0001f467 family", "family"),
@@ -106,7 +119,8 @@ def test_what_is_left_at_every_split(text: str, expected: str) -> None:
 
 PARTS = st.sampled_from([*(text for text, _ in CLEANED if len(text) < 80), " ", "\n", "\n\n", ". ", "*", "**", "_", "`",
                          "```", "[", "](", ")", "]", "!", "<", "<think>", "</think>", "</", ">", "|", "#", "- ", "1. ",
-                         "http://", "a", "word ", "The cat sat. ", "1", "【", "】", "\ud83d", "\u200d", "&", "\\", "~"])
+                         "http://", "mailto:", "x://", "a.com/", "\u25c1think\u25b7", "\u25c1/",
+                         "a", "word ", "The cat sat. ", "1", "【", "】", "\ud83d", "\u200d", "&", "\\", "~"])
 
 
 @settings(max_examples=300, deadline=None)

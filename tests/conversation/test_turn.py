@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from hotpind.chat.messages import ChatRequest, Picture
 from hotpind.conversation import turn as turn_module
 from hotpind.conversation.memory import Conversation
 from hotpind.conversation.prompts import BROKEN_OFF
@@ -115,8 +116,10 @@ class Script:
     def __init__(self, *lines: tuple[float, str]) -> None:
         self.lines: Sequence[tuple[float, str]] = lines
         self.asked = asyncio.Event()
+        self.request: ChatRequest | None = None
 
-    async def ask(self, _: object) -> Script:
+    async def ask(self, request: ChatRequest) -> Script:
+        self.request = request
         self.asked.set()
         return self
 
@@ -213,3 +216,16 @@ async def test_words_that_a_dead_voice_did_not_speak_are_no_part_of_the_history(
     await turn_of(Script((0, "One is said."), (0, " Two is said as well."), (0, " Three.")), Dying(), ear,
                   conversation).answer("what?")
     assert conversation.exchanges[-1].answer == "One is said. Two Three."
+
+
+async def test_all_pictures_that_wait_come_with_the_question() -> None:
+    brain, conversation = Script((0, "Yes.")), Conversation(10)
+    shots = tuple(Picture(bytes([number]), 4, 3) for number in range(3))
+    for shot in shots:
+        conversation.keep_picture(shot, until=1e12)
+    turn = turn_of(brain, Voice(), Listener(), conversation)
+    await turn.answer("what?")
+    assert brain.request is not None
+    assert brain.request.messages[-1].pictures == shots
+    assert conversation.pictures(0.0) == ()
+    assert conversation.exchanges[-1].picture == shots[-1]

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import gzip
+import io
 import ipaddress
 import json
 import ssl
@@ -38,6 +40,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from PIL import Image
 
 KEY = "gsk_fake0123456789abcdefghijklmnopqrstuvwxyz"
 MODELS = ("meta-llama/llama-4-scout-17b-16e-instruct", "qwen/qwen3.6-27b")
@@ -88,6 +91,8 @@ class FakeGroq:
         self.models: list[str] = list(MODELS)
         self.limits: dict[str, str] = {}
         """Further headers of every answer, such as x-ratelimit-remaining-tokens."""
+        self.tokens_per_minute = 0
+        """When not 0, answers cost tokens of a bucket of so many, which fills up again within a minute; 429 without."""
         self.list_status = 200
         """Status of requests for the list of models: 404 and 405 are what servers say that offer none."""
         self.list_s = 0.0
@@ -101,6 +106,7 @@ class FakeGroq:
         self._socket = socket
         self._host = host
         self._idle_s = idle_s
+        self._bucket = (0.0, 0.0)
         self._behaviour = Behaviour()
         self._left: int | None = None
         self._port = 0
@@ -188,7 +194,7 @@ class FakeGroq:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         record = await self._record(request)
         behaviour = self._next()
-        if (refusal := self._refusal(record)) is not None:
+        if (refusal := self._refusal(record) or self._spent(record)) is not None:
             record.finished = True
             return refusal
         return await self._do(behaviour, request, record)
@@ -253,6 +259,23 @@ class FakeGroq:
             return problem(404, f"The model `{model}` does not exist or you do not have access to it.",
                            "invalid_request_error", "model_not_found")
         return None
+
+    def _spent(self, record: Recorded) -> web.Response | None:
+        """Take a request's tokens from the bucket; returns the refusal when there are too few."""
+        most = self.tokens_per_minute
+        if not most:
+            return None
+        left, at = self._bucket
+        left = min(most, left + (record.at - at) * most / 60) if at else most
+        cost = request_tokens(record.body)
+        enough = cost <= left
+        left -= cost if enough else 0
+        self._bucket = left, record.at
+        self.limits = {"x-ratelimit-limit-tokens": str(most), "x-ratelimit-remaining-tokens": str(int(left)),
+                       "x-ratelimit-reset-tokens": f"{(most - left) * 60 / most:.2f}s"}
+        wait = (cost - left) * 60 / most
+        return None if enough else problem(429, "Rate limit reached for model", "tokens", "rate_limit_exceeded",
+                                           {"retry-after": f"{wait:.0f}", **self.limits})
 
     def text_for(self, record: Recorded) -> str:
         """Return the answer to a request."""
@@ -416,7 +439,7 @@ class _Misbehaviour:
 
     async def rate_limited(self, retry_after: str | float | None = 7.0, *, as_date: bool = False) -> web.StreamResponse:
         """Answer 429; ``retry_after`` seconds as a number, or ``as_date``; None sends no header."""
-        headers = {}
+        headers = dict(self._fake.limits)
         if retry_after is not None:
             headers["retry-after"] = str(retry_after)
             if as_date:
@@ -553,6 +576,22 @@ class _Misbehaviour:
                     transport.abort()
                 else:
                     transport.close()
+
+
+def request_tokens(body: dict[str, Any]) -> int:
+    """Return what a request costs: its texts, its pictures by their size, and the longest answer that it allows."""
+    tokens = int(body.get("max_completion_tokens") or 0)
+    for message in body["messages"]:
+        parts = message["content"]
+        plain: list[dict[str, Any]] = [{"type": "text", "text": parts}]
+        for part in plain if isinstance(parts, str) else parts:
+            if part["type"] == "text":
+                tokens += len(part["text"]) // 4 + 4
+            else:
+                jpeg = base64.b64decode(part["image_url"]["url"].partition(",")[2])
+                with Image.open(io.BytesIO(jpeg)) as image:
+                    tokens += image.width * image.height // 784
+    return tokens
 
 
 def problem(status: int, message: str, kind: str, code: str, headers: dict[str, str] | None = None) -> web.Response:

@@ -1,0 +1,91 @@
+"""What all devices share: who is told of a question, and when the brain gets ready for the next."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, cast
+
+import pytest
+
+from hotpind.chat.messages import ChatRequest, Picture
+from hotpind.config import Config
+from hotpind.conversation.assistant import Assistant
+from hotpind.conversation.memory import Memory
+
+
+class Clock:
+    """Stands still unless told."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def expected() -> list[ChatRequest]:
+    """What the brain was told to expect."""
+    return []
+
+
+@pytest.fixture
+def assistant(clock: Clock, expected: list[ChatRequest]) -> Assistant:
+    numbers = itertools.count()
+    nobody = cast(Any, None)
+    return Assistant(Config(), nobody, nobody, nobody, nobody, Memory(10), lambda: str(next(numbers)), clock,
+                     on_expected=expected.append)
+
+
+def turn(assistant: Assistant, device: str, outcome: str = "answered") -> None:
+    record = assistant.record(device)
+    with assistant.running(record):
+        assistant.conversation(device).add("What?", "That.", assistant.clock())
+        record.outcome = outcome
+
+
+def texts(request: ChatRequest) -> list[str]:
+    return [message.text for message in request.messages[1:]]
+
+
+def test_after_an_answer_the_conversation_is_read_ahead(assistant: Assistant, expected: list[ChatRequest]) -> None:
+    turn(assistant, "kitchen")
+    assert [(request.device, texts(request)) for request in expected] == [("kitchen", ["What?", "That.", ""])]
+
+
+@pytest.mark.parametrize("outcome", ["cancelled", "failed", "canned", "busy", "not-understood"])
+def test_after_anything_else_nothing_is_read_ahead(assistant: Assistant, expected: list[ChatRequest],
+                                                   outcome: str) -> None:
+    turn(assistant, "kitchen", outcome)
+    assert expected == []
+
+
+def test_nothing_is_read_ahead_while_others_need_the_model(assistant: Assistant, expected: list[ChatRequest],
+                                                           clock: Clock) -> None:
+    assistant.expect_question("hall")
+    turn(assistant, "kitchen")
+    assert [request.device for request in expected] == ["hall"], "somebody is asking"
+    with assistant.running(assistant.record("hall")):
+        turn(assistant, "kitchen")
+        assert len(expected) == 1, "somebody is being answered"
+    assert expected[-1].device == "hall"
+    assistant.expect_question("attic")
+    clock.now += 61
+    turn(assistant, "kitchen")
+    assert expected[-1].device == "kitchen", "nobody asks for longer than a recording may be"
+    told = len(expected)
+    assistant.stopping = True
+    turn(assistant, "kitchen")
+    assert len(expected) == told
+
+
+def test_a_question_is_expected_with_all_pictures_that_wait(assistant: Assistant, expected: list[ChatRequest]) -> None:
+    shots = tuple(Picture(bytes([number]), 4, 3) for number in range(2))
+    for shot in shots:
+        assistant.conversation("kitchen").keep_picture(shot, until=2000.0)
+    assistant.expect_question("kitchen", "What are")
+    assert expected[-1].messages[-1].pictures == shots
