@@ -27,6 +27,8 @@ END_S = 5.0
 ROOM = bytes(2 * 16_000 * 8)
 """Longer than that: the pin ends its question by itself when the room is over, and the appliance has failed."""
 STOPS_S = Limits().cancel_s
+PATIENT = Limits(ack_s=Limits().ack_abort_s, transcription_s=END_S, cancel_s=END_S)
+"""A pin that complains only of what no busy machine explains."""
 TRIES = 3
 """A busy machine may hold up the pin or the appliance for longer than that now and then."""
 LONG = ("The first house is red and has a small garden. The second one is made of old grey stone. In the third lives a "
@@ -109,9 +111,8 @@ async def test_cancel_stops_the_answer_within_150_ms_and_history_keeps_what_was_
     fake, daemon = cloud
     stopped: list[Cancelled] = []
     while len(stopped) < TRIES and not any(each.idle_s <= STOPS_S for each in stopped):
-        # The pin's own limit is wider, so that it complains only of what no busy machine explains.
         async with Pin(daemon.url, f"modern-{len(stopped)}", hello_extra={"features": ["barge-in"]},
-                       limits=Limits(cancel_s=END_S)) as pin:
+                       limits=PATIENT) as pin:
             fake.answer = LONG
             stopped.append(await cancelled(pin))
             turn = stopped[-1].turn
