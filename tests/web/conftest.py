@@ -10,6 +10,7 @@ from typing import Any, Literal
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from hotpind.devices.registry import DeviceRegistry
 from hotpind.devices.service import PairingService
@@ -37,6 +38,8 @@ class Doors:
     http: aiohttp.ClientSession
     delays: list[float]
     """What refusals were delayed by; here they take no time."""
+    answered: Callable[[web.Request, int], None] = lambda _, __: None
+    """Is told of each request and the status that it was answered with."""
 
     @property
     def port(self) -> int:
@@ -80,7 +83,18 @@ async def open_doors(tmp_path: Path) -> AsyncIterator[OpenDoors]:
                                 **gatekeeper_options)
         guard = guard or ConnectionGuard()
         names = own_names(HOST_NAME)
-        app = web.Application(middlewares=[guard.middleware, errors_middleware,
+
+        @web.middleware
+        async def listen(request: web.Request, handler: Handler) -> web.StreamResponse:
+            try:
+                response = await handler(request)
+            except web.HTTPException as error:
+                made.answered(request, error.status)
+                raise
+            made.answered(request, response.status)
+            return response
+
+        app = web.Application(middlewares=[guard.middleware, listen, errors_middleware,
                                            host_middleware(lambda: names, tls_required=tls_required)])
         connected: set[str] = set()
         pairing_routes.add_routes(app, pairing, lambda: pairing_routes.ApplianceFacts("0123456789ab", "Hotpin Test"))
@@ -94,10 +108,10 @@ async def open_doors(tmp_path: Path) -> AsyncIterator[OpenDoors]:
         await site.start()
         socket = tmp_path / f"control-{len(opened)}.sock"
         await web.UnixSite(runner, str(socket)).start()
-        doors = Doors(registry, pairing, gatekeeper, guard, runner, site, socket, aiohttp.ClientSession(),
-                      delays)
-        opened.append(doors)
-        return doors
+        made = Doors(registry, pairing, gatekeeper, guard, runner, site, socket, aiohttp.ClientSession(),
+                     delays)
+        opened.append(made)
+        return made
 
     yield start
     for doors in opened:
