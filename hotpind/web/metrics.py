@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -60,6 +61,8 @@ class Metrics:
         """Add what the parts of the appliance know of themselves; once."""
         self.gauge("hotpin_devices_connected", "Devices connected now.", lambda: {"": float(devices())})
         self.gauge("hotpin_turns_running", "Turns under way.", lambda: {"": float(turns_running())})
+        self.gauge("hotpin_tasks", "Tasks of the daemon's event loop; no more at rest than before the turns.",
+                   lambda: {"": float(_tasks())})
         self.gauge("hotpin_queue_depth", "Requests waiting for an engine, or for a first word of a language model.",
                    lambda: {name: float(waiting()) for name, waiting in queues.items()}, "engine")
         self.gauge("hotpin_backend_online", "1 for a backend that is asked.",
@@ -80,6 +83,13 @@ class Metrics:
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0  # no loop runs here
 
 
 class _Reader(Collector):

@@ -114,8 +114,14 @@ def assert_heard(daemon: Daemon, turn: PinTurn) -> None:
 
 def history(messages: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Return the exchanges before the question in a request."""
-    past = [str(message["content"]) for message in messages if message["role"] != "system"][:-1]
+    past = [text_of(message) for message in messages if message["role"] != "system"][:-1]
     return list(zip(past[::2], past[1::2], strict=True))
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """Return a message's text, without its pictures."""
+    content = message["content"]
+    return content if isinstance(content, str) else " ".join(part["text"] for part in content if part["type"] == "text")
 
 
 @contextlib.asynccontextmanager

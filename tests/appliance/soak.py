@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 from PIL import Image
 
+from hotpind.conversation.memory import DROPPED_SHARE
 from hotpind.conversation.prompts import BROKEN_OFF, NO_ANSWER
 from hotpind.pin.client import Pin
 from hotpind.pin.result import PinTurn
@@ -28,20 +29,29 @@ from tests.appliance.harness import Daemon
 from tests.appliance.recordings import cards
 from tests.waiting import until
 
-DEADLINES = {"CHAT__FIRST_TOKEN_DEADLINE_S": "1.0", "CHAT__NEXT_TOKEN_DEADLINE_S": "1.0"}
+DEADLINES = {"CHAT__FIRST_TOKEN_DEADLINE_S": "1.0", "CHAT__NEXT_TOKEN_DEADLINE_S": "1.0",
+             "CHAT__MAX_ANSWER_WORDS": "24"}
 """Short, for many turns; the real ones are tested by test_cloud_faults."""
+SEED_VARIABLE = "HOTPIN_TEST_SEED"
+"""Repeats a run of the tests."""
 HISTORY_TURNS = 10
 LONGEST_TURN_S = 60.0
 SETTLED_S = 15.0
-MORE_FDS, MORE_THREADS = 6, 4
-"""Allowed after the turns: kept connections, and threads that started on first use."""
+MORE_FDS, MORE_THREADS, MORE_TASKS = 8, 4, 6
+"""Allowed after the turns: kept connections, the reader of pictures, threads that started on first use, and tasks that
+wait for something, each of a kind."""
+PICTURES = 0.12
+"""Chance that a question comes with pictures."""
 GROWTH_MB = 30.0
 """Of the daemon and its engines, after the first fifth of the turns."""
 
-ENDLESS = ("I am a helpful assistant and I am here to help you. " * 3, "and then the cat and then " * 60)
-"""What the kinds ``repeat`` and ``loop`` say, again and again."""
+ENDLESS = ("I am a helpful assistant and I am here to help you. " * 3, "and then the cat and then " * 60,
+           " ".join(f"Sentence number {index} is about thing {index}." for index in range(10)))
+"""What the kinds ``repeat``, ``loop`` and ``long`` say."""
 
-WELL: list[tuple[str, dict[str, Any]]] = [("ok", {})] * 10 + [("gzip", {}), ("late", {"after": 0.4})]
+WELL: list[tuple[str, dict[str, Any]]] = [("ok", {})] * 10 + [
+    ("gzip", {}), ("late", {"after": 0.4}), ("stall_at_end", {}), ("reset_at_end", {}),
+    ("reset_at_end", {"closing_mark": True})]
 ILL: list[tuple[str, dict[str, Any]]] = [
     ("late", {}), ("silent", {}), ("think_aloud", {}), ("drip", {"every": 1.5}), ("stall", {"words": 9}),
     ("reset", {"words": 0}), ("reset", {"words": 6}), ("truncated", {"words": 6}), ("malformed", {}),
@@ -50,12 +60,13 @@ ILL: list[tuple[str, dict[str, Any]]] = [
     ("rate_limited", {"retry_after": 2, "as_date": True}), ("retired", {}), ("decommissioned", {}), ("too_large", {}),
     ("unauthorized", {}), ("forbidden", {}), ("error", {"status": 500}), ("error", {"status": 503}),
     ("error", {"status": 498}), ("bad_request", {}), ("html", {}), ("garbage", {}), ("empty", {}), ("think", {}),
-    ("repeat", {}), ("loop", {})]
+    ("repeat", {}), ("loop", {}), ("long", {}), ("redirect", {"to": "http://127.0.0.1:9/openai/v1/chat/completions"}),
+    ("think_aloud", {"words": 9}), ("huge", {"shape": "bomb"}), ("forbidden", {"model": True})]
 
 
 @dataclass
 class Soak:
-    """What has been said in the conversation so far, and what was found wrong."""
+    """What is remembered of the conversation, and what was found wrong."""
 
     appliance: Clouded
     chance: random.Random
@@ -99,6 +110,11 @@ class Soak:
     async def turn(self, pin: Pin) -> None:
         """Ask once, and check everything that must be true whatever happens."""
         fake = self.appliance.fake
+        shown = self.chance.choice((1, 1, 2)) if self.chance.random() < PICTURES else 0
+        for _ in range(shown):
+            # More of them in a minute than `limits.images_per_minute` are refused, which is no fault either.
+            if (await pin.send_image(photo(self.chance))).status == 200:
+                self.kinds["pictures"] += 1
         asked = len(fake.questions)
         self.given.clear()
         try:
@@ -114,8 +130,7 @@ class Soak:
         for request in fake.questions[asked:]:
             told = history(request.body["messages"])
             # What was refused as too large is asked once more on its own.
-            assert told == self.heard[-HISTORY_TURNS:] or (not told and self.kind == "too_large"), (
-                self.kind, told, self.heard[-HISTORY_TURNS:])
+            assert told == self.heard or (not told and self.kind == "too_large"), (self.kind, told, self.heard)
         self._note(turn)
 
     def _note(self, turn: PinTurn) -> None:
@@ -139,6 +154,8 @@ class Soak:
             assert turn.response == NO_ANSWER
             return
         self.heard.append((turn.transcript, turn.response))
+        if len(self.heard) > HISTORY_TURNS:
+            del self.heard[:1 + int(HISTORY_TURNS * DROPPED_SHARE)]
 
 
 @dataclass(frozen=True)
@@ -148,20 +165,24 @@ class Left:
     fds: int
     threads: int
     connections: int
+    tasks: int
 
     @classmethod
-    def of(cls, appliance: Clouded) -> Left:
+    async def of(cls, appliance: Clouded) -> Left:
         """Count."""
         main = appliance.daemon.main
-        return cls(main.num_fds(), main.num_threads(), appliance.fake.open_connections)
+        figures = (await asyncio.to_thread(appliance.daemon.fetch, "GET", "/metrics")).decode()
+        tasks = int(float(figures.partition("\nhotpin_tasks ")[2].partition("\n")[0]))
+        return cls(main.num_fds(), main.num_threads(), appliance.fake.open_connections, tasks)
 
 
 async def settle(appliance: Clouded, before: Left) -> Left:
     """Wait until no more is held than before, give or take; returns what is."""
     end = time.monotonic() + SETTLED_S
     while True:
-        left = Left.of(appliance)
+        left = await Left.of(appliance)
         if (left.fds <= before.fds + MORE_FDS and left.threads <= before.threads + MORE_THREADS
+                and left.tasks <= before.tasks + MORE_TASKS
                 and left.connections <= 4 and all(each.finished or each.dropped for each in appliance.fake.chats)):
             return left
         assert time.monotonic() < end, (before, left, appliance.daemon.main.net_connections())
@@ -177,12 +198,12 @@ async def faults(turns: int, seed: int, *, show: bool = False) -> Soak:
         async with Pin(appliance.daemon.url, "soaked") as pin:
             await appliance.fresh()
             await soak.turn(pin)
-            before = Left.of(appliance)
+            before = await Left.of(appliance)
             for number in range(1, turns):
                 await soak.misbehave()
                 await soak.turn(pin)
                 if show and number % 20 == 0:
-                    print(f"{number}: {dict(soak.outcomes)} {Left.of(appliance)}", flush=True)
+                    print(f"{number}: {dict(soak.outcomes)} {await Left.of(appliance)}", flush=True)
             # At the end everything is well again, and nothing was forgotten.
             await appliance.fresh()
             await until(lambda: "llama" in appliance.daemon.engines(), 30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -26,8 +27,13 @@ from tests.systemd.wearer import Wearer
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(300)]
 
 LATE_S, BACK_S, TURN_S = 2.5, 30.0, 60.0
-SLACK_S = 1.5
-"""The requirement is 0.3 s on a machine that does nothing else; that is the benchmark's to show."""
+FIRST_S, LATER_S = 0.3, 0.05
+"""What the first local turn may take beyond the deadline, and later ones beyond those without a cloud."""
+LOADED_S = 0.6
+"""What is added to both, since the machine that runs the tests runs other things as well: two tokens of a small model
+take 0.02 s here when it is idle, and 0.3 s when two other tests want the same two cores."""
+NAME = "cloud.test"
+"""No name of .test exists anywhere else (RFC 6761)."""
 TURNS = 4
 
 
@@ -62,17 +68,40 @@ def cloud(network: Lan) -> Iterator[Cloud]:
         yield Cloud(process)
 
 
+@contextlib.contextmanager
+def appliance(prefix: list[str], url: str, root: Path) -> Iterator[Daemon]:
+    """Run an appliance as it comes: its local model is loaded when it is first needed."""
+    store_key(root / "state", Secret(KEY))
+    # Without a history every local turn is the same work.
+    daemon = Daemon({"CHAT__GROQ__BASE_URL": url, "CHAT__LOCAL__MAX_TOKENS": "16", "SPEAKING__LEAD_S": "4",
+                     "CHAT__HISTORY_TURNS": "0"}, prefix=prefix, root=root)
+    try:
+        yield daemon
+    finally:
+        status = daemon.stop()
+    assert status == 0, daemon.log
+    assert "Traceback" not in daemon.log, daemon.log
+
+
 @pytest.fixture
 def daemon(network: Lan, cloud: Cloud, tmp_path: Path) -> Iterator[Daemon]:
-    """An appliance as it comes: its local model is loaded when it is first needed."""
-    store_key(tmp_path / "state", Secret(KEY))
-    # Without a history every local turn is the same work.
-    daemon = Daemon({"CHAT__GROQ__BASE_URL": cloud.url, "CHAT__LOCAL__MAX_TOKENS": "16", "SPEAKING__LEAD_S": "4",
-                     "CHAT__HISTORY_TURNS": "0"},
-                    prefix=network.prefix("appl"), root=tmp_path)
-    yield daemon
-    assert daemon.stop() == 0, daemon.log
-    assert "Traceback" not in daemon.log, daemon.log
+    with appliance(network.prefix("appl"), cloud.url, tmp_path) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def named(network: Lan, folder: Path) -> Iterator[list[str]]:
+    """Run a name server beside the cloud, which knows the cloud's name; gives the beginning of a command line that asks
+    it, and nobody else.
+    """
+    resolv = folder / "resolv.conf"
+    resolv.write_text(f"nameserver {WEARABLE_IP}\n")
+    server = network.start("wear", [sys.executable, "-m", "tests.fakes.names", WEARABLE_IP, NAME, WEARABLE_IP])
+    assert server.stdout is not None
+    assert server.stdout.readline().strip() == "ready"
+    script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    yield [*network.prefix("appl"), "unshare", "--mount", "sh", "-c", script, str(resolv)]
+    network.stop(server)
 
 
 @pytest.fixture
@@ -116,6 +145,44 @@ def backends(turns: list[dict[str, Any]]) -> set[str]:
     return {turn["complete"]["backend"] for turn in turns}
 
 
+@pytest.mark.parametrize("address", ["number", "name"])
+def test_the_first_question_waits_for_the_deadline_and_no_longer(network: Lan, cloud: Cloud, card: Path, tmp_path: Path,
+                                                                 address: str) -> None:
+    """The line dies when the cloud was heard of just before, so that the question is the one that finds out."""
+    with contextlib.ExitStack() as stack:
+        prefix, url = network.prefix("appl"), cloud.url
+        if address == "name":
+            prefix, url = stack.enter_context(named(network, tmp_path)), url.replace(WEARABLE_IP, NAME)
+        daemon = stack.enter_context(appliance(prefix, url, tmp_path))
+        with Wearer(network.prefix("appl"), tmp_path, daemon.url, "on loopback") as wearer:
+            until_state(daemon, "online", 15)
+            assert backends(some(wearer, card, 2)) == {"groq"}
+            network.drop(100)
+            first = wearer.answer(card, timeout=TURN_S)
+            later = some(wearer, card)
+            assert (first["complete"]["backend"], backends(later)) == ("local", {"local"})
+            normal = statistics.median(map(thinking, later))
+            print(f"by {address}: first word of the first local turn after {thinking(first):.2f} s "
+                  f"({first['complete']['reason']}), of later ones {normal:.3f} s (median)")
+            assert first["complete"]["reason"] == "groq was late"
+            assert thinking(first) > LATE_S - 0.1
+            assert thinking(first) - normal < LATE_S + FIRST_S + LOADED_S
+            assert max(map(thinking, later)) < LATE_S, "nobody finds out again what is known"
+            # Probes look the name up where nobody answers, and no turn and no end waits for that.
+            until_state(daemon, "offline", 40)
+            assert max(map(thinking, some(wearer, card, 2))) < LATE_S
+            network.drop(0)
+            back = time.monotonic()
+            until_state(daemon, "online", BACK_S)
+            print(f"by {address}: the cloud was back {time.monotonic() - back:.1f} s after the cable")
+            assert backends(some(wearer, card, 1)) == {"groq"}
+            network.drop(100)
+            wearer.answer(card, timeout=TURN_S)
+        ending = time.monotonic()
+        daemon.stop()
+        assert time.monotonic() - ending < 10
+
+
 @pytest.mark.parametrize("how", ["interface down", "packets lost"])
 def test_the_cable(network: Lan, cloud: Cloud, daemon: Daemon, card: Path, tmp_path: Path, how: str) -> None:
     def connect(*, plugged: bool) -> None:
@@ -156,7 +223,7 @@ def test_the_cable(network: Lan, cloud: Cloud, daemon: Daemon, card: Path, tmp_p
               f"({first['complete']['reason']}), of later ones {normal:.3f} s (median), "
               f"{max(map(thinking, later)):.3f} s (worst); first sound {sound(first):.2f} s after the end of speech, "
               f"later {statistics.median(map(sound, later)):.2f} s")
-        assert thinking(first) < LATE_S + SLACK_S
+        assert thinking(first) - normal < LATE_S + FIRST_S + LOADED_S
         assert max(map(thinking, later)) < LATE_S, "nobody finds out again what is known"
 
         # With nothing but a local model it takes as long. (Its key is taken away, the cable still out.)
@@ -167,7 +234,7 @@ def test_the_cable(network: Lan, cloud: Cloud, daemon: Daemon, card: Path, tmp_p
         assert {turn["complete"]["reason"] for turn in alone} == {""}
         extra = normal - statistics.median(map(thinking, alone))
         print(f"{how}: a local turn with a dead cloud takes {extra * 1000:+.0f} ms (median) longer than without one")
-        assert extra < 0.25
+        assert extra < LATER_S + LOADED_S / 4
 
         # The probes find it dead for a while, and then alive.
         store_key(tmp_path / "state", Secret(KEY))

@@ -5,6 +5,8 @@ After each fault the same pin asks again: the cloud is told what was spoken, no 
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -249,7 +251,20 @@ async def test_a_compressed_answer_is_heard_as_any_other(healthy: Clouded) -> No
     assert (turn.extra["backend"], turn.extra["reason"], turn.response) == ("groq", "", FACT)
 
 
+async def assert_brain(appliance: Clouded, brain: str) -> None:
+    """Fail unless everybody who asks is told this condition: a pin that connects, anybody, and the operator."""
+    told: list[dict[str, Any]] = []
+    async with Pin(appliance.daemon.url, "newcomer", on_message=lambda _, message: told.append(message)):
+        assert [message["brain"] for message in told if message.get("status") == "connected"] == [brain]
+    health = await asyncio.to_thread(appliance.daemon.call, "GET", "/health")
+    shown = await asyncio.to_thread(appliance.daemon.ctl, "status", "--json")
+    assert (health["brain"], json.loads(shown.stdout)["brain"]) == (brain, brain)
+    seen = (await asyncio.to_thread(appliance.daemon.ctl, "status")).stdout
+    assert f" groq {appliance.groq()['state']} " in " ".join(seen.split()), seen
+
+
 async def test_nobody_is_there(healthy: Clouded) -> None:
+    await assert_brain(healthy, "online")
     await healthy.fake.unplug()
     async with Pin(healthy.daemon.url, "user of nobody") as pin:
         first, second = await ask(pin), await ask(pin)
@@ -258,8 +273,10 @@ async def test_nobody_is_there(healthy: Clouded) -> None:
         assert first.extra["backend"] == "local"
         assert first.extra["reason"] in {"groq cannot be reached", "groq is offline"}
         assert healthy.groq()["state"] == "offline"
+        await assert_brain(healthy, "offline")
         await healthy.fake.plug()
         await healthy.until_state("online", 22)
+        await assert_brain(healthy, "online")
         turn = await ask(pin)
         assert (turn.extra["backend"], turn.extra["reason"]) == ("groq", "")
         assert history(healthy.fake.questions[-1].body["messages"]) == [
@@ -332,7 +349,8 @@ async def test_the_key_does_not_follow_a_redirect(healthy: Clouded) -> None:
         assert elsewhere.requests == []
 
 
-@pytest.mark.parametrize(("status", "shape"), [(200, "line"), (200, "events"), (500, "line")])
+@pytest.mark.parametrize(("status", "shape"), [(200, "line"), (200, "events"), (500, "line"), (200, "bomb"),
+                                               (500, "bomb")])
 async def test_a_hundred_megabytes_are_not_taken(healthy: Clouded, status: int, shape: str) -> None:
     healthy.fake.behave("huge", status=status, shape=shape)
     before = psutil.Process(healthy.daemon.process.pid).memory_info().rss
