@@ -86,7 +86,7 @@ class Daemon:
         return psutil.Process(self.process.pid)
 
     def engines(self) -> dict[str, psutil.Process]:
-        """The engine processes that run now, by name."""
+        """The engine processes that run now, by name; `family` shows what else there is."""
         found = {}
         for child in self.main.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess, IndexError):
@@ -95,9 +95,32 @@ class Daemon:
                     found[match.group(1)] = child
         return found
 
+    def family(self) -> list[str]:
+        """Every process below the daemon: an engine by its name, anything else by its command, the dead as zombies."""
+        found = []
+        for child in self.main.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.status() == psutil.STATUS_ZOMBIE:
+                    found.append("zombie")
+                    continue
+                command = " ".join(child.cmdline())
+                match = re.search(r"hotpind\.engines\.(\w+)", command)
+                found.append(match.group(1) if match else command)
+        return sorted(found)
+
     def memory_mb(self) -> float:
-        """Resident memory of the daemon and its engines (RSS less what they share with each other's files)."""
-        return float(sum(process.memory_full_info().pss for process in [self.main, *self.engines().values()])) / 1e6
+        """Resident memory of the daemon and its engines, in megabytes.
+
+        A page that several of them map is counted once, and one that programs elsewhere map too is not divided.
+        """
+        private = 0
+        shared: dict[tuple[str, str], int] = {}
+        for process in [self.main, *self.engines().values()]:
+            for mapping, sizes in mappings(process.pid):
+                private += sizes["Private_Clean"] + sizes["Private_Dirty"]
+                common = sizes["Shared_Clean"] + sizes["Shared_Dirty"]
+                shared[mapping] = max(shared.get(mapping, 0), common)
+        return (private + sum(shared.values())) * 1024 / 1e6
 
     def ctl(self, *arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run hotpinctl against this daemon."""
@@ -105,7 +128,7 @@ class Daemon:
                               cwd=TOP, env=self.environ, text=True, capture_output=True, timeout=120, check=check,
                               input=stdin)
 
-    def call(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> dict[str, Any]:
+    def fetch(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> bytes:
         """Ask the daemon's API over its control socket."""
         connection = http.client.HTTPConnection("localhost", timeout=60)
         connection.sock = socket.socket(socket.AF_UNIX)
@@ -114,9 +137,18 @@ class Daemon:
         with contextlib.closing(connection):
             connection.request(method, path, body, {"Content-Type": kind})
             answer = connection.getresponse()
-            data: dict[str, Any] = json.loads(answer.read())
+            data = answer.read()
         assert answer.status == 200, data
         return data
+
+    def call(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> dict[str, Any]:
+        """Ask the daemon's API for JSON."""
+        data: dict[str, Any] = json.loads(self.fetch(method, path, body, kind))
+        return data
+
+    def say(self, text: str) -> bytes:
+        """Have the daemon's voice say something; returns a WAV file."""
+        return self.fetch("POST", "/api/v1/say", json.dumps({"text": text}).encode())
 
     def status(self) -> dict[str, Any]:
         """Return the daemon's status."""
@@ -136,6 +168,24 @@ class Daemon:
             self.process.kill()
             self.process.wait()
             raise
+
+
+def mappings(pid: int) -> Iterator[tuple[tuple[str, str], dict[str, int]]]:
+    """Read /proc/PID/smaps (proc(5)): of each mapping the file with its offset, and its sizes in kilobytes."""
+    name, sizes = ("", ""), dict[str, int]()
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        words = line.split()
+        if words[0].endswith(":"):
+            if words[-1] == "kB":
+                sizes[words[0][:-1]] = int(words[1])
+            continue
+        if sizes:
+            yield name, sizes
+        # Memory without a file is nobody else's, whatever it is called.
+        is_file = len(words) > 5 and words[5].startswith("/")
+        name, sizes = (words[5], words[2]) if is_file else (str(pid), words[0]), {}
+    if sizes:
+        yield name, sizes
 
 
 @contextlib.contextmanager

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import stat
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Any
 
 import psutil
 import pytest
 
 from hotpind.pin.client import Pin
+from hotpind.pin.result import PinTurn
+from hotpind.pin.turn import PinStage
 from tests.appliance.harness import Daemon, running
-from tests.appliance.pins import assert_conforming
-from tests.appliance.recordings import librivox
+from tests.appliance.pins import assert_conforming, spoken
+from tests.appliance.recordings import cards, librivox
+from tests.waiting import until
 
 GIVES_UP_S = 60.0
 QUESTION = librivox()[1]
+ENGINES = ["llama", "piper", "whisper"]
+SOCKETS = ("control.sock", "engine-llama.sock", "engine-piper.sock", "engine-whisper.sock")
 
 
 @pytest.fixture(scope="module")
@@ -26,46 +33,148 @@ def victim() -> Iterator[Daemon]:
         yield daemon
 
 
-class Hurt:
-    """Hits an engine when it has just been given work: whisper in mid-speech, the others with the transcript."""
+class Moment(StrEnum):
+    """When an engine is hurt."""
 
-    def __init__(self, daemon: Daemon, engine: str, number: signal.Signals) -> None:
-        self.process = daemon.engines()[engine]
-        self.engine = engine
-        self.number = number
-        self.armed = False
+    GIVEN_WORK = "given work"
+    """Whisper in mid-speech, the others with the transcript."""
+    LAST_DECODE = "last decode"
+    """The recording has ended, and what was not yet transcribed is."""
+    FIRST_TOKEN = "first token"
+    """The first clause is written and the voice has begun with it, but nothing is at the pin."""
+    FIRST_AUDIO = "first audio"
+    """The first sound is at the pin, later sentences are not spoken yet."""
+
+
+class Hurt:
+    """Hits an engine once, at a moment of the turn that follows."""
+
+    def __init__(self, daemon: Daemon, pin: Pin, engine: str, moment: Moment, number: signal.Signals) -> None:
+        engines = daemon.engines()
         self.done = False
+        self._pin = pin
+        self._process = engines[engine]
+        self._voice = engines["piper"]
+        self._engine = engine
+        self._moment = moment
+        self._number = number
+
+    def see(self, message: dict[str, Any]) -> None:
+        """See a message to the pin."""
+        match self._moment:
+            case Moment.GIVEN_WORK if self._engine == "whisper":
+                now = message.get("chunks_received", 0) >= 10
+            case Moment.GIVEN_WORK:
+                now = message.get("stage") == "llm"
+            case Moment.LAST_DECODE:
+                now = message.get("stage") == "transcription"
+            case _:
+                now = False
+        if now:
+            self._hit()
+
+    async def watch(self) -> None:
+        """Wait for what no message tells of: the voice at work on an answer, or the first sound."""
+        idle: float | None = None
+        while self._moment in {Moment.FIRST_TOKEN, Moment.FIRST_AUDIO} and not self.done:
+            turn = self._pin.model.turn
+            if turn is not None and turn.over_at is None and PinStage.THINKING in turn.stages:
+                used = self._voice.cpu_times().user
+                idle = used if idle is None else idle
+                if turn.first_audio_at is not None or (self._moment is Moment.FIRST_TOKEN and used > idle):
+                    self._hit()
+            await asyncio.sleep(0.005)
+
+    def _hit(self) -> None:
+        if not self.done:
+            self.done = True
+            self._process.send_signal(self._number)
+
+
+class Ambush:
+    """Shows the messages to a pin to whoever lies in wait."""
+
+    hurt: Hurt | None = None
 
     def __call__(self, _: float, message: dict[str, Any]) -> None:
         """See a message to the pin."""
-        now = message.get("chunks_received", 0) >= 10 if self.engine == "whisper" else message.get("stage") == "llm"
-        if self.armed and now and not self.done:
-            self.done = True
-            self.process.send_signal(self.number)
+        if self.hurt is not None:
+            self.hurt.see(message)
+
+
+async def hurt_in_a_turn(daemon: Daemon, pin: Pin, ambush: Ambush, engine: str, moment: Moment,
+                         number: signal.Signals, question: bytes) -> PinTurn:
+    """Ask, and have an engine hurt meanwhile."""
+    await until(lambda: daemon.family() == ENGINES, 30, lambda: str(daemon.family()))
+    hurt = Hurt(daemon, pin, engine, moment, number)
+    ambush.hurt = hurt
+    watching = asyncio.create_task(hurt.watch())
+    try:
+        turn = await asyncio.wait_for(pin.ask(question, realtime=False, tail_silence_s=0.3), GIVES_UP_S)
+    finally:
+        watching.cancel()
+        ambush.hurt = None
+    assert hurt.done, (engine, moment)
+    assert turn.answered or turn.error, (engine, moment, turn)
+    assert_conforming(turn, holes=moment in {Moment.FIRST_TOKEN, Moment.FIRST_AUDIO})
+    return turn
+
+
+async def assert_nothing_leaked(daemon: Daemon, before: tuple[int, int]) -> None:
+    """All is as it was: three engines, nobody else and no zombie, as many descriptors and threads, private sockets."""
+    await until(lambda: daemon.family() == ENGINES and len(sockets(daemon)) == len(SOCKETS), 30,
+                lambda: f"{daemon.family()} {sockets(daemon)}")
+    assert daemon.main.num_fds() <= before[0] + 3
+    assert daemon.main.num_threads() <= before[1] + 2
+    assert {path.name for path in daemon.runtime.iterdir()} == {*SOCKETS, "hotpind.lock"}
+    assert sockets(daemon) == dict.fromkeys(SOCKETS, 0o600)
+
+
+def sockets(daemon: Daemon) -> dict[str, int]:
+    """The sockets and who may use them."""
+    return {path.name: stat.S_IMODE(path.lstat().st_mode) for path in daemon.runtime.iterdir() if path.is_socket()}
+
+
+CASES = [
+    *((engine, Moment.GIVEN_WORK, number) for engine in ENGINES for number in (signal.SIGKILL, signal.SIGSTOP)),
+    ("whisper", Moment.LAST_DECODE, signal.SIGSTOP)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-@pytest.mark.parametrize("engine", ["whisper", "piper", "llama"])
-async def test_a_hurt_engine_costs_at_most_a_turn(victim: Daemon, engine: str, number: signal.Signals) -> None:
-    hurt = Hurt(victim, engine, number)
-    async with Pin(victim.url, "witness", on_message=hurt) as pin:
+@pytest.mark.parametrize(("engine", "moment", "number"), CASES, ids=lambda each: getattr(each, "name", each))
+async def test_a_hurt_engine_costs_at_most_a_turn(victim: Daemon, engine: str, moment: Moment,
+                                                  number: signal.Signals) -> None:
+    ambush = Ambush()
+    async with Pin(victim.url, "witness", on_message=ambush) as pin:
         assert (await pin.ask(QUESTION.pcm, realtime=False)).answered
         before = victim.main.num_fds(), victim.main.num_threads()
-        hurt.armed = True
-        turn = await asyncio.wait_for(pin.ask(QUESTION.pcm, realtime=False), GIVES_UP_S)
-        assert hurt.done
-        assert turn.answered or turn.error, turn
-        assert_conforming(turn)
+        await hurt_in_a_turn(victim, pin, ambush, engine, moment, number, QUESTION.pcm)
         after = await asyncio.wait_for(pin.ask(QUESTION.pcm, realtime=False), GIVES_UP_S)
         assert after.answered, after.error
         assert_conforming(after)
-    await asyncio.sleep(0.5)
-    assert set(victim.engines()) == {"whisper", "piper", "llama"}
-    assert victim.main.num_fds() <= before[0] + 3
-    assert victim.main.num_threads() <= before[1] + 2
-    assert {path.name for path in victim.runtime.iterdir()} == {
-        "control.sock", "engine-llama.sock", "engine-piper.sock", "engine-whisper.sock", "hotpind.lock"}
+    await assert_nothing_leaked(victim, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [Moment.LAST_DECODE, Moment.FIRST_TOKEN, Moment.FIRST_AUDIO])
+async def test_an_engine_killed_late_in_a_turn_costs_at_most_that_turn(victim: Daemon, moment: Moment) -> None:
+    """One engine after the other; where it matters, the answer is one of several sentences."""
+    ambush = Ambush()
+    short = cards()[0].pcm
+    long = spoken(victim, "Please tell me a long story about a dog.")
+    async with Pin(victim.url, "late", on_message=ambush) as pin:
+        assert (await pin.ask(short, realtime=False)).answered
+        before = victim.main.num_fds(), victim.main.num_threads()
+        for engine in ENGINES:
+            several = engine != "whisper" and moment is not Moment.LAST_DECODE
+            turn = await hurt_in_a_turn(victim, pin, ambush, engine, moment, signal.SIGKILL, long if several else short)
+            if engine == "whisper" and moment is not Moment.LAST_DECODE:
+                assert turn.answered, "it has nothing to do any more"
+            after = await asyncio.wait_for(pin.ask(short, realtime=False), GIVES_UP_S)
+            assert after.answered, (engine, after.error)
+            assert_conforming(after)
+            await pin.reset()
+    await assert_nothing_leaked(victim, before)
 
 
 @pytest.mark.slow
