@@ -310,7 +310,7 @@ class Turn:
 
     def _runs_dry(self) -> bool:
         """Tell whether the device will soon have nothing left to play and nothing is being made for it."""
-        if not self._began_speaking.is_set() or self._unsaid:
+        if not self._began_speaking.is_set() or self._unsaid or not self._voice.rate:
             return False
         return self._ear.ahead_s() + self._queued_bytes / (self._voice.rate * 2) < RUNWAY_S
 

@@ -25,7 +25,7 @@ from hotpind.errors import NoAnswer
 from tests.chat.asking import ask, question, settled, status
 from tests.chat.conftest import LOCAL_ANSWER, FakeEngine, MakeChain
 from tests.chat.test_ocr import ECHO, counts
-from tests.fakes.groq import ANSWER, FakeGroq
+from tests.fakes.groq import ANSWER, KEY, FakeGroq
 from tests.waiting import until
 
 
@@ -73,6 +73,29 @@ async def test_the_text_of_an_earlier_picture_is_still_known(make_chain: MakeCha
         assert '"sign"' in second.body["messages"][1]["content"]
         assert second.body["messages"][:2] == first.body["messages"][:2], "what was read before begins in the same way"
         assert readings() == 1
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+async def test_only_pictures_are_encoded_in_a_thread(make_chain: MakeChain, monkeypatch: pytest.MonkeyPatch,
+                                                     engine: FakeEngine, key: str | None) -> None:
+    """The way to a thread and back is longer than a question of words takes to encode."""
+    threaded: list[str] = []
+    to_thread = asyncio.to_thread
+
+    async def note(work: Callable[..., object], *arguments: object) -> object:
+        threaded.append(getattr(work, "__name__", ""))
+        return await to_thread(work, *arguments)
+
+    engine.sees_images = True
+    async with make_chain(key=key) as chain:
+        await settled(chain)
+        await ask(chain)
+        monkeypatch.setattr(asyncio, "to_thread", note)
+        await ask(chain)
+        assert "_body" not in threaded
+        assert "_encoded" not in threaded
+        await ask(chain, question("What is this?", red_square()))
+        assert ("_encoded" if key else "_body") in threaded
 
 
 async def test_a_local_model_without_eyes_says_nothing_when_it_has_no_answer(make_chain: MakeChain,
