@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from yarl import URL
-from zeroconf import InterfaceChoice, ServiceStateChange, Zeroconf
+from zeroconf import InterfaceChoice, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from hotpind.discovery.records import SERVICE_TYPE
@@ -97,10 +97,15 @@ async def browse(seconds: float = BROWSE_S, *, wanted: str = "", enough: bool = 
 
 
 def _open_zeroconf(interfaces: Sequence[str | int] | InterfaceChoice) -> AsyncZeroconf:
-    try:
-        return AsyncZeroconf(interfaces=interfaces)
-    except (OSError, RuntimeError) as error:
-        raise PinOfflineError(f"No network to look for an appliance on: {error}.") from None
+    # Left alone, zeroconf would listen with IPv4 only; where there is no IPv6, it cannot be asked for both.
+    versions = (IPVersion.All, IPVersion.V4Only) if isinstance(interfaces, InterfaceChoice) else (None,)
+    problem: Exception | None = None
+    for version in versions:
+        try:
+            return AsyncZeroconf(interfaces=interfaces, ip_version=version)
+        except (OSError, RuntimeError) as error:
+            problem = error
+    raise PinOfflineError(f"No network to look for an appliance on: {problem}.")
 
 
 def choose(found: Sequence[Found], wanted: str = "") -> Found | None:

@@ -15,13 +15,16 @@ from queue import Empty, Queue
 import numpy as np
 import pytest
 
-from tests.lan import APPLIANCE_IP, Lan
+from tests.lan import APPLIANCE_IP, WEARABLE_IP, Lan
 from tests.lan import lan as make_lan
+from tests.waiting import wait_until
 from tests.wav import write_wav
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 OTHER_IP = "198.51.100.77"
+APPLIANCE_V6, WEARABLE_V6 = "fd98:51:100::10", "fd98:51:100::20"
+"""Unique local addresses (RFC 4193), as a router at home gives them."""
 
 
 @pytest.fixture
@@ -104,6 +107,17 @@ def test_found_paired_and_answered_with_nothing_typed(lan: Lan, appliance: Proce
     assert f"Found Hotpin Test at http://{OTHER_IP}:8000/." in third.stderr
     assert "Pairing." not in third.stderr
     assert took < 8
+
+
+def test_found_where_there_is_ipv6_alone(lan: Lan, appliance: Process) -> None:
+    for role, address in (("appl", APPLIANCE_V6), ("wear", WEARABLE_V6)):
+        lan.ip(role, "addr", "add", f"{address}/64", "dev", "wlan0", "nodad")
+    lan.remove_address("appl", APPLIANCE_IP)
+    lan.remove_address("wear", WEARABLE_IP)
+    program = "import asyncio; from hotpind.pin.find import find; print(asyncio.run(find()).urls[0])"
+    # It may still be telling its old address when it is asked first.
+    wait_until(lambda: lan.run("wear", [sys.executable, "-c", program], timeout=60).stdout.strip()
+               == f"http://[{APPLIANCE_V6}]:8000/", 30)
 
 
 def test_a_connected_pin_follows_its_appliance_within_5_s(lan: Lan, appliance: Process, question: Path,
