@@ -190,59 +190,6 @@ async def test_a_stream_that_breaks_before_a_word_was_spoken_is_as_if_it_had_nev
         assert await next_history(healthy, pin) == [(turn.transcript, turn.response)]
 
 
-LONG_FACT = ("Turnips are round. Gardeners who have grown them for many years say that they like cool weather and much "
-             "water and soil without stones and that they taste best in the late autumn days after the first frost.")
-MUTE_S = 9.0
-"""A pin takes an answer without audio for 10 s for dead; it would say so in its violations as well."""
-
-
-@pytest.mark.parametrize("fault", [Fault("drip", "", "", {"every": 4.0, "after": 12}),
-                                   Fault("think_aloud", "", "", {"words": 12})], ids=str)
-async def test_no_answer_falls_silent_for_as_long_as_a_pin_waits(healthy: Clouded, fault: Fault) -> None:
-    healthy.fake.answer = LONG_FACT
-    healthy.fake.behave(fault.kind, **fault.options)
-    try:
-        async with Pin(healthy.daemon.url, f"user of mute {fault}") as pin:
-            turn = await ask(pin, holes=True)
-    finally:
-        healthy.fake.answer = FACT
-    assert turn.playback is not None
-    print(f"{fault}: {turn.response!r}, longest gap {turn.playback.longest_gap_s:.1f} s")
-    assert turn.playback.longest_gap_s < MUTE_S
-    assert turn.extra["backend"] == "groq"
-    said = turn.response.removesuffix(BROKEN_OFF).strip()
-    assert turn.response.endswith(BROKEN_OFF), "a cloud that is so slow is given up"
-    assert LONG_FACT.startswith(said)
-    assert len(said.split()) >= 10, "the words that were there were spoken"
-
-
-async def test_a_voice_that_hangs_in_the_middle_ends_in_the_closing_sentence(healthy: Clouded) -> None:
-    hung: list[psutil.Process] = []
-
-    def hang(_: float, message: dict[str, Any]) -> None:
-        if message.get("stage") == "tts" and not hung:
-            hung.append(healthy.daemon.engines()["piper"])
-            hung[0].suspend()
-
-    healthy.fake.answer = LONG_FACT
-    healthy.fake.behave("drip", every=0.2, after=5)
-    try:
-        async with Pin(healthy.daemon.url, "user of a voice that hangs", on_message=hang) as pin:
-            turn = await ask(pin, holes=True)
-            assert hung
-            assert turn.playback is not None
-            assert turn.playback.longest_gap_s < MUTE_S
-            assert turn.response.endswith(BROKEN_OFF)
-            assert LONG_FACT.startswith(turn.response.removesuffix(BROKEN_OFF).strip())
-            healthy.fake.behave("ok")
-            # The voice that hung is found out by its own deadline, and replaced.
-            after = await ask(pin)
-            assert after.answered, after.error
-            assert not hung[0].is_running()
-    finally:
-        healthy.fake.answer = FACT
-
-
 async def test_a_compressed_answer_is_heard_as_any_other(healthy: Clouded) -> None:
     healthy.fake.behave("gzip")
     async with Pin(healthy.daemon.url, "user of gzip") as pin:
