@@ -19,7 +19,7 @@ from tests.systemd.wearer import Wearer
 pytestmark = pytest.mark.systemd
 
 NOTICED_S = 20
-RECOVERED_S = 30
+RECOVERED_S = 45
 UNDERSTOOD_S = 60
 """Until an engine that cannot live has had its model read."""
 NETWORK_S = 30

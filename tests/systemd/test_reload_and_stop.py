@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hotpind.bench.stand_in import MODEL
+from hotpind.conversation.prompts import STOPPING
 from tests.lan import Avahi
 from tests.systemd.conftest import QUESTION, SETTINGS, URL, Household, journal, prop, wait_until
 from tests.systemd.wearer import Wearer
@@ -18,6 +19,7 @@ LONG_QUESTION = QUESTION.with_name("sense_and_sensibility_01_austen_64kb-0870.wa
 INTO_THE_ANSWER_S = 1.5
 """Long enough for a question sent fast to be understood, and shorter than any answer is spoken."""
 STOP_LIMIT_S = 25
+TRIES = 3
 
 
 def change(household: Household, text: str) -> None:
@@ -28,16 +30,22 @@ def test_a_reload_in_mid_turn_applies_what_it_can_and_disturbs_nobody(household:
     host, pin = household.host, household.pin
     daemon = prop(host, "MainPID")
     change(household, '[log]\nlevel = "debug"\n\n[server]\nport = 8001\n')
-    pin.ask(LONG_QUESTION)
-    time.sleep(INTO_THE_ANSWER_S)
-    begun = time.monotonic()
-    host.run("systemctl", "reload", "hotpind")
-    took = time.monotonic() - begun
-    turn = pin.wait("turn", "failed", "lost", timeout=60)
-    assert turn["event"] == "turn", turn
-    assert turn["answered"]
-    assert turn["violations"] == []
-    assert turn["playback"]["underruns"] == []
+    # A busy machine may reload for longer than a short answer is spoken.
+    for _ in range(TRIES):
+        pin.ask(LONG_QUESTION)
+        time.sleep(INTO_THE_ANSWER_S)
+        begun = time.monotonic()
+        host.run("systemctl", "reload", "hotpind")
+        took = time.monotonic() - begun
+        under_way = not pin.arrived("turn", "failed", "lost")
+        turn = pin.wait("turn", "failed", "lost", timeout=60)
+        assert turn["event"] == "turn", turn
+        assert turn["answered"]
+        assert turn["violations"] == []
+        assert turn["playback"]["underruns"] == []
+        if under_way:
+            break
+    assert under_way, "every turn had ended before the reload returned"
     assert prop(host, "MainPID") == daemon
     wait_until(lambda: prop(host, "ActiveState") == "active", 5)
     said = journal(host)
@@ -89,9 +97,10 @@ def test_a_stop_in_mid_turn_lets_the_answer_end_and_refuses_new_ones(household: 
         time.sleep(0.3)
         late.ask(QUESTION)
         refused = late.wait("turn", "failed", timeout=20)
-        assert not refused.get("answered")
-        assert refused["error"]
-        assert refused.get("violations", []) == []
+        assert refused["event"] == "turn", refused
+        assert not refused["answered"]
+        assert refused["error"] == STOPPING
+        assert refused["violations"] == []
         turn = pin.wait("turn", "failed", "lost", timeout=60)
         assert turn.get("answered"), turn
         assert turn["violations"] == []
