@@ -18,9 +18,9 @@ import asyncio, sys, time
 port, seconds = int(sys.argv[1]), float(sys.argv[2])
 body = b'{"device_id": "flood"}'
 request = (b"POST /pair HTTP/1.1\\r\\nHost: localhost\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body)) + body
-sent = 0
+sent = answered = 0
 async def one(number):
-    global sent
+    global sent, answered
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -30,7 +30,9 @@ async def one(number):
                 sent += 1
                 try:
                     async with asyncio.timeout(0.02):
-                        if not await reader.read(65536):
+                        answer = await reader.read(65536)
+                        answered += answer.count(b"HTTP/1.1 ")
+                        if not answer:
                             break
                 except TimeoutError:
                     pass
@@ -40,9 +42,12 @@ async def one(number):
 async def main():
     await asyncio.gather(*(one(n + 1) for n in range(40)))
 asyncio.run(main())
-print(sent)
+print(sent, answered)
 """
-"""Sends pairing requests to a port for so many seconds, from 40 addresses, and prints how many. For ``python -c``."""
+"""Sends pairing requests to a port for so many seconds, from 40 addresses; prints how many, and how many answers came.
+
+For ``python -c``.
+"""
 
 Answer = tuple[int, Mapping[str, str], dict[str, Any]]
 

@@ -19,16 +19,24 @@ import pytest
 from yarl import URL
 
 from hotpind.pin.client import Pin
+from hotpind.wearable.hub import MOST_STRANGERS
+from hotpind.wearable.protocol import HELLO_DEADLINE_S
+from hotpind.web.limits import MOST_IDLE_PER_ADDRESS
 from tests.appliance.harness import Daemon, running
 from tests.appliance.pins import assert_conforming
 from tests.appliance.recordings import cards
 from tests.appliance.strangers import FLOOD, PAIRED, PIN, admin_secret, ask, pair, stranger
 from tests.appliance.test_limits import picture
 from tests.raw_http import send_raw, statuses
+from tests.waiting import until
 
 CARD = cards()[0].pcm
+MOST_HELD = 6 * MOST_IDLE_PER_ADDRESS + 8
+"""File descriptors, of six addresses and the device."""
 EVIL = "http://evil.example"
-FLOOD_S = 5
+FLOOD_S = 6
+LEAST_ANSWERS = 100
+"""A second, of all that are refused: who asks too often is answered late or loses the connection."""
 LATE_ACK_S = 0.2
 """Under attack on two cores; a pin gives up after 1 s."""
 
@@ -183,6 +191,17 @@ async def test_no_request_is_smuggled(home: Home, route: bytes, head: bytes) -> 
     assert home.devices() == {PIN, "pin-2"}
 
 
+async def test_what_was_hidden_would_be_served_after_a_body_that_is_framed_right(home: Home) -> None:
+    """The control to the test above: inside of a body the same bytes are no request, and after it they are."""
+    secret = admin_secret(home.daemon).encode()
+    head = (b"POST /api/v1/say HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + secret
+            + b"\r\nContent-Length: %d\r\n\r\n")
+    hidden = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET /voices HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert statuses(await send_raw(home.port, head % 0 + hidden + last, seconds=5)) == [400, 200, 200]
+    assert statuses(await send_raw(home.port, head % len(hidden) + hidden + last, seconds=5)) == [400, 200]
+
+
 @pytest.mark.parametrize("chunks", [b"zz\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n", b"2\n{}\n0\n\n",
                                     b"2;" + b"x" * 9000 + b"\r\n{}\r\n0\r\n\r\n", b"ffffffffffffffff1\r\n{}"])
 async def test_broken_chunks_are_refused(home: Home, chunks: bytes) -> None:
@@ -250,16 +269,25 @@ async def test_a_flood_of_pairing_requests_does_not_keep_the_device_waiting(home
     async with home.pin() as pin:
         flood = await asyncio.create_subprocess_exec(sys.executable, "-c", FLOOD, str(home.port), str(FLOOD_S),
                                                      stdout=subprocess.PIPE)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
+        assert pin.connected
+    began = time.monotonic()
+    async with home.pin() as pin:
+        back = time.monotonic() - began
+        assert flood.returncode is None, "it comes back during the flood"
         turn = await pin.ask(cards()[1].pcm, tail_silence_s=0.4, drain="fast")
-        async with asyncio.timeout(FLOOD_S + 5):
-            output, _ = await flood.communicate()
+    async with asyncio.timeout(FLOOD_S + 15):
+        output, _ = await flood.communicate()
+    sent, answered = map(int, output.split())
     assert turn.answered, turn.error
     assert turn.ack_max_s is not None
-    print(f"{int(output) / FLOOD_S:.0f} pairing requests/s: worst acknowledgement {turn.ack_max_s * 1000:.0f} ms, "
-          f"first sound after {turn.timings.first_audio:.2f} s")
-    assert int(output) >= 1000 * FLOOD_S
+    print(f"{sent / FLOOD_S:.0f} pairing requests/s, {answered / FLOOD_S:.0f} answers/s: worst acknowledgement "
+          f"{turn.ack_max_s * 1000:.0f} ms, first sound after {turn.timings.first_audio:.2f} s, reconnected in "
+          f"{back * 1000:.0f} ms")
+    assert sent >= 1000 * FLOOD_S
+    assert answered >= LEAST_ANSWERS * FLOOD_S, "requests that nobody reads are no load"
     assert turn.ack_max_s < LATE_ACK_S
+    assert back < 2
     pairing = home.daemon.call("GET", "/api/v1/pairing")
     assert len(pairing["pending"]) <= 16
     assert home.daemon.memory_mb() < 1000
@@ -286,13 +314,14 @@ async def test_slow_strangers_do_not_keep_the_device_out(home: Home, opening: by
         began = time.monotonic()
         async with home.pin() as pin:
             took = time.monotonic() - began
+            await until(lambda: home.daemon.main.num_fds() - before <= MOST_HELD, 5,
+                        lambda: f"{home.daemon.main.num_fds() - before} connections are held")
             held = home.daemon.main.num_fds() - before
             turn = await pin.ask(CARD, realtime=False, drain="fast")
         print(f"{opening[:12]!r}: the device was in after {took * 1000:.0f} ms beside {held} connections")
         assert took < 1
         assert turn.answered, turn.error
         assert_conforming(turn)
-        assert held <= 345
     finally:
         for writer in writers:
             writer.close()
@@ -300,10 +329,20 @@ async def test_slow_strangers_do_not_keep_the_device_out(home: Home, opening: by
 
 async def test_strangers_that_say_nothing_do_not_keep_a_device_from_an_open_appliance(daemon: Daemon) -> None:
     """With ``auth.mode = "open"`` the handshake costs nothing: what bounds strangers is that they have to speak."""
+    began = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
+        silent = []
         for number in range(100):
             http = await stack.enter_async_context(stranger(70 + number % 3))
-            await stack.enter_async_context(http.ws_connect(daemon.url + "/ws"))
+            silent.append(await stack.enter_async_context(http.ws_connect(daemon.url + "/ws")))
+        assert len(silent) > MOST_STRANGERS
+        # The newest has its ten seconds to say who it is; the oldest had to go before theirs were over.
+        with pytest.raises(TimeoutError):
+            await silent[-1].receive(timeout=0.3)
+        for ws in silent[:len(silent) - MOST_STRANGERS]:
+            message = await ws.receive(timeout=2)
+            assert message.type in {aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR}
+        assert time.monotonic() - began < HELLO_DEADLINE_S, "too slow a machine to tell one from the other"
         async with asyncio.timeout(2):
             pin = await stack.enter_async_context(Pin(daemon.url, "patient"))
         assert (await pin.ask(CARD, realtime=False)).answered

@@ -7,6 +7,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from hotpind.pin.home import Wishes, reach
 from tests.appliance.harness import Daemon, running
 from tests.appliance.recordings import cards
 from tests.appliance.strangers import PAIRED, PIN, pair
+from tests.waiting import until
 
 CARD = cards()[0].pcm
 
@@ -114,6 +116,20 @@ async def test_the_next_pin_is_let_in_by_hotpinctl_pair(house: Daemon) -> None:
     assert (await pair(house, "guest", number=3))[0] == 200
     assert "Paired: guest." in (await waiting).stdout
     house.call("DELETE", "/api/v1/devices/guest")
+
+
+async def test_a_pin_that_stays_connected_is_seen_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that looks every fifth of a second in place of every minute."""
+    (tmp_path / "sitecustomize.py").write_text("from hotpind.devices import registry\nregistry.LOOK_INTERVAL = 0.2\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    hasty = await asyncio.to_thread(Daemon, PAIRED)
+    try:
+        _, answer = await pair(hasty, PIN)
+        async with Pin(hasty.url, PIN, token=answer["token"]):
+            seen = listed(hasty)[PIN]["last_seen"]
+            await until(lambda: listed(hasty)[PIN]["last_seen"] != seen, 15)
+    finally:
+        assert await asyncio.to_thread(hasty.stop) == 0
 
 
 def test_an_open_appliance_says_so_plainly(daemon: Daemon) -> None:

@@ -1,6 +1,7 @@
 """Somebody else on the network, written with python-zeroconf alone: ``python -m tests.discovery.stranger``.
 
-``watch`` prints a JSON line for every change of a _hotpin._tcp service until it is ended. ``pair`` browses as a pin
+``watch`` prints a JSON line for every change of a _hotpin._tcp service until it is ended, with the seconds since it
+began to browse and until the service was resolved (``resolved``, after its start). ``pair`` browses as a pin
 does (5 s at a time), pairs and uses its token, and prints one line with the seconds that each step was done at.
 """
 
@@ -34,6 +35,7 @@ async def watch() -> None:
     """Print changes."""
     zeroconf = AsyncZeroconf(ip_version=IPVersion.All)
     tasks: set[asyncio.Task[None]] = set()
+    began = time.monotonic()
 
     def changed(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         at = time.monotonic()
@@ -44,7 +46,7 @@ async def watch() -> None:
             if state_change is not ServiceStateChange.Removed:
                 info = AsyncServiceInfo(service_type, name)
                 await info.async_request(zeroconf, 3000)
-                event |= describe(info)
+                event |= describe(info) | {"resolved": time.monotonic() - began}
             print(json.dumps(event), flush=True)
 
         task = asyncio.get_running_loop().create_task(show())

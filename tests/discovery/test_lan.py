@@ -35,9 +35,8 @@ def test_a_running_appliance_is_found_by_zeroconf_within_two_seconds(
         start_appliance: Start, start_watcher: Watch) -> None:
     appliance = start_appliance("--room", "Kitchen")
     time.sleep(3)
-    began = time.monotonic()
-    event = start_watcher().wait(added, 10)
-    assert event["at"] - began < 2 + 1, "a second for the stranger's own start"
+    event = start_watcher().wait(added, 20)
+    assert event["resolved"] < 2
     assert event["name"] == "Hotpin Kitchen"
     assert event["port"] == appliance.port
     assert event["server"].startswith("hotpin-")
