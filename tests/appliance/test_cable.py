@@ -30,8 +30,8 @@ LATE_S, BACK_S, TURN_S = 2.5, 30.0, 60.0
 FIRST_S, LATER_S = 0.3, 0.05
 """What the first local turn may take beyond the deadline, and later ones beyond those without a cloud."""
 LOADED_S = 0.6
-"""What is added to both, since the machine that runs the tests runs other things as well: two tokens of a small model
-take 0.02 s here when it is idle, and 0.3 s when two other tests want the same two cores."""
+"""Added to the first, and a quarter of it to the later ones, whose median is taken: the machine that runs the tests may
+run others at the same time, and the local model shares its cores with them."""
 NAME = "cloud.test"
 """No name of .test exists anywhere else (RFC 6761)."""
 TURNS = 4
