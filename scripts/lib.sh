@@ -362,14 +362,14 @@ need_project() {
 }
 
 # read_settings FILE: what the set-up has to know of the daemon's settings, as the daemon itself would read them, in
-# MODELS_DIR, SPEECH_ENGINE and SETTINGS (a digest). Kept, since asking takes longer than all other looks together.
+# MODELS_DIR, SPEECH_ENGINE and MODELS_ASKED_FOR. Kept, since asking takes longer than all other looks together.
 read_settings() {
-    local answer kept=()
-    SETTINGS=$({ cat "$1" "$TOP"/hotpind/config/*.py &&
+    local answer inputs kept=()
+    inputs=$({ cat "$1" "$TOP"/hotpind/config/*.py &&
         { env | grep -E '^(HOTPIN_|XDG_CACHE_HOME=|CACHE_DIRECTORY=|HOME=)' || true; } | sort; } |
         sha256sum | cut -d ' ' -f 1) || fail "the settings $1 cannot be read"
     [ ! -f "$STAMPS/settings" ] || mapfile -t kept <"$STAMPS/settings"
-    if [ "${kept[0]:-}" != "$SETTINGS" ]; then
+    if [ "${kept[0]:-}" != "$inputs" ]; then
         answer=$(env -C "$TOP" "$VENV/bin/python" - "$1" <<'PYTHON'
 import sys
 from pathlib import Path
@@ -382,18 +382,22 @@ try:
     config = load_config(Path(sys.argv[1]))
 except ConfigError as error:
     sys.exit(str(error))
-print(models_dir(config), config.stt.engine if not config.stt.uri else "", sep="\n")
+stt, tts = (config.stt.uri or config.stt.model), (config.tts.uri or config.tts.voice)
+print(models_dir(config), "" if config.stt.uri else config.stt.engine, f"{stt} {tts} {config.chat.local.model}",
+      sep="\n")
 PYTHON
         ) || fail "the settings are wrong; what to change is said above"
-        stamp settings "$SETTINGS"$'\n'"$answer"
+        stamp settings "$inputs"$'\n'"$answer"
         mapfile -t kept <"$STAMPS/settings"
     fi
     MODELS_DIR=${kept[1]}
-    SPEECH_ENGINE=${kept[2]:-}
+    SPEECH_ENGINE=${kept[2]}
+    MODELS_ASKED_FOR=${kept[3]}
 }
 
 # need_models test: the default models, where the tests look for them. need_models run FILE: those that the settings in
-# FILE ask for, after read_settings. The stamp covers what lies in the directory, so that a deleted file is fetched again.
+# FILE ask for, after read_settings. The stamp covers what lies in the directory, so that a deleted file is fetched
+# again.
 need_models() {
     local which=${1:-test} directory inputs pull=(pull --default)
     if [ "$which" = run ]; then
@@ -406,7 +410,7 @@ need_models() {
     mkdir -p "$directory"
     models_state() {
         sha256sum <"$TOP/hotpind/models/catalogue.toml"
-        [ "$which" = test ] || printf '%s\n' "$SETTINGS"
+        [ "$which" = test ] || printf '%s\n' "$MODELS_ASKED_FOR"
         find "$directory" -type f -printf '%p %s %T@\n' 2>/dev/null | sort
     }
     inputs=$(models_state | sha256sum)

@@ -142,6 +142,8 @@ def test_the_models_are_those_that_the_daemons_settings_ask_for(tmp_path: Path) 
     (tmp_path / "models/fetched").unlink()
     set_up()
     assert len(pulls()) == 2, "a file is gone"
+    set_up("HOTPIN_SERVER__PORT=8001")
+    assert len(pulls()) == 2, "that is no model's business"
     assert set_up("HOTPIN_STT__URI=tcp://nas:10300") == f"{tmp_path}/models ", "no engine here, no binding"
     assert len(pulls()) == 3, "the settings ask for other models"
     assert set_up(f"HOTPIN_PATHS__MODELS={tmp_path}/others").startswith(f"{tmp_path}/others ")
