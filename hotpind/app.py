@@ -368,6 +368,9 @@ class Appliance:
         now = self.assistant.clock()
         self.assistant.conversation(session_id).keep_picture(
             picture, now + self.config.limits.image_keep_minutes * 60)
+        if session_id in self.hub.sessions:
+            # The pin shows while its wearer asks: what can be done with a picture before the question ends is begun.
+            self.assistant.expect_question(session_id)
 
     def _end_connection(self, device: str) -> None:
         self.assistant.memory.forget(device)

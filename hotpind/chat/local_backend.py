@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hotpind.chat.backend import Aside, Event, Probe, Using, Words
 from hotpind.chat.blind import for_the_blind, newest_pictured, question_pictures
@@ -54,6 +54,9 @@ class LocalEngine(Protocol):
         Raises `hotpind.errors.HotpinError`.
         """
 
+    def warm(self, messages: list[dict[str, Any]]) -> None:
+        """Read these messages ahead, or look at their pictures; returns at once."""
+
 
 class LocalBackend:
     """Asks the local model; retries once when the engine died, since it is started again at once."""
@@ -67,7 +70,8 @@ class LocalBackend:
         self._config = config
         self._lookup = lookup
         self._reader = reader
-        self._fitting: Ahead[tuple[Picture, ...]] = Ahead(_fitted, name="chat picture", most=FITTING)
+        self._fitting: Ahead[tuple[Picture, ...]] = Ahead(self._fit_and_show, name="chat picture",
+                                                              most=FITTING)
         self._clients: dict[Path, ChatClient] = {}
 
     @property
@@ -189,6 +193,14 @@ class LocalBackend:
         *before, question = newest_pictures(request.messages, PICTURE_LIMITS.count)
         fitted = tuple(picture for job in jobs for picture in job.result())
         return replace(request, messages=(*before, replace(question, pictures=fitted)))
+
+    async def _fit_and_show(self, picture: Picture) -> tuple[Picture, ...]:
+        """Return a picture as the model takes it, and have it looked at before the question that it belongs to."""
+        fitted = await _fitted(picture)
+        if fitted:
+            shown = await asyncio.to_thread(encoded_messages, [Message("user", "", fitted)])
+            self._engine.warm(shown)
+        return fitted
 
     def _body(self, request: ChatRequest) -> bytes:
         messages = encoded_messages(coached(request.messages, self.model))

@@ -118,7 +118,7 @@ class SttSection(Section):
     threads: int = setting(0, "CPU threads; 0 chooses for this machine.", ge=0, le=64)
     deadline_s: Seconds = setting(15.0, "Seconds one transcription may take before the engine is replaced.", live=True)
     ahead: bool = setting(True, "Transcribe at pauses while the user still talks.", live=True)
-    pause_s: float = setting(0.16, "Seconds of silence that count as a pause worth transcribing at.",
+    pause_s: float = setting(0.09, "Seconds of silence that count as a pause worth transcribing at.",
                              live=True, ge=0.06, le=2)
 
 

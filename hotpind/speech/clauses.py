@@ -19,8 +19,8 @@ LEAST_FIRST_CHARS = 4
 LEAST_HURRIED_WORDS = 3
 """Fewer words than these last no longer than it takes to speak them."""
 LONGEST_PIECE = 160
-"""Characters (ten seconds) of a sentence beyond which it is cut at a clause mark or space: a Pi 4 needs three seconds to
-speak so much, and nobody's first word can come meanwhile."""
+"""Characters (ten seconds) of a sentence beyond which it is cut at a clause mark or space: a Pi 4 needs three seconds
+to speak so much, and nobody's first word can come meanwhile."""
 
 ABBREVIATIONS = frozenset({"mr.", "mrs.", "ms.", "dr.", "st.", "prof.", "vs.", "e.g.", "i.e.", "etc.", "approx."})
 

@@ -39,7 +39,10 @@ class Engine:
         assert not refused
         return self.path
 
-    async def warm(self, request: web.Request) -> web.Response:
+    def warm(self, messages: list[dict[str, Any]]) -> None:
+        raise AssertionError("there is no picture to look at")
+
+    async def read_ahead(self, request: web.Request) -> web.Response:
         self.warmed.append(await request.json())
         return web.json_response({"warm": True})
 
@@ -52,7 +55,7 @@ class Engine:
 async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
     engine = Engine(tmp_path / "engine-llama.sock")
     app = web.Application()
-    app.add_routes([web.post("/hotpind/warm", engine.warm), web.post("/v1/chat/completions", engine.answer)])
+    app.add_routes([web.post("/hotpind/warm", engine.read_ahead), web.post("/v1/chat/completions", engine.answer)])
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.UnixSite(runner, str(engine.path)).start()

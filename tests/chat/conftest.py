@@ -36,6 +36,11 @@ class FakeEngine:
         self.load_s = 0.0
         self.broken = False
         self.asked = 0
+        self.warmed: list[list[dict[str, Any]]] = []
+
+    def warm(self, messages: list[dict[str, Any]]) -> None:
+        """Note what is to be read ahead."""
+        self.warmed.append(messages)
 
     async def socket(self, *, refused: bool = False) -> Path:
         """Return the socket, after loading."""

@@ -220,6 +220,9 @@ async def test_a_picture_is_made_smaller_while_the_question_is_spoken(make_chain
         with Image.open(io.BytesIO(base64.b64decode(image["image_url"]["url"].split(",")[1]))) as sent:
             assert sent.size == (local_backend.PICTURE_LIMITS.side, 384)
         assert shrinking.times == 1
+        # What the model was shown before the question is to the letter what came with it: it need not look again.
+        ((before,),) = engine.warmed
+        assert [part for part in before["content"] if part["type"] == "image_url"] == [image]
 
 
 async def test_closing_does_not_wait_for_a_picture_that_is_made_smaller(make_chain: MakeChain, engine: FakeEngine,

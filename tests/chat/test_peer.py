@@ -125,6 +125,9 @@ class OwnEngine:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def warm(self, messages: list[dict[str, Any]]) -> None:
+        """Read nothing ahead."""
+
     async def socket(self, *, refused: bool = False) -> Path:
         return self.path
 
