@@ -1,4 +1,7 @@
-"""The credential that systemd hands to the service: a copy, made when the service started."""
+"""The credential that systemd hands to the service: a copy, made at the start.
+
+systemd 252 makes it anew for a reload as well; not every version does.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Run as ``python -m tests.systemd.pin_process SESSION MEMORY URL``. Each line of standard input is a WAV file to ask
 with, sent as fast as the flow control lets, or as it was spoken after "slowly ". Each line of standard output is a
-JSON object: ``{"event": "connected" | "lost" | "turn" | "failed", ...}``.
+JSON object: ``{"event": "reaching" | "connected" | "lost" | "turn" | "failed", ...}``.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ async def live(session: str, memory: Path, url: str) -> None:
     reconnect = Reconnect(random.random)
     again = False
     while not reader.done():
+        tell("reaching")
         try:
             pin = await reach(Wishes(session, memory, url=url, pair_wait_s=PAIR_S))
         except PinError as error:

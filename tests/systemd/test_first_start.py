@@ -57,6 +57,10 @@ def test_without_models_it_waits_for_the_index_and_fetches_them(boot: MachineMak
     assert "good morning" in host.run("hotpinctl", "transcribe", "/tmp/said.wav").stdout.lower()
     # The administrator's own commands work on the service's files.
     assert "intact" in host.run("hotpinctl", "models", "verify", timeout=120).stdout
+    again = catalogue.defaults()[0]
+    assert "removed" in host.run("hotpinctl", "models", "remove", again).stdout
+    host.run("hotpinctl", "--config", "/etc/hotpin/hotpin.toml", "models", "pull", again, timeout=120,
+             environ={"PIP_INDEX_URL": f"http://{WEARABLE_IP}:{INDEX_PORT}/simple/", "PIP_TRUSTED_HOST": WEARABLE_IP})
     owners = host.run("find", "/var/cache/hotpin", "!", "-user", "hotpin").stdout.split()
     assert owners == []
     home.stop(server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.systemd
 CUTS = 20
 SEED = 4
 LONGEST_S = 2.5
+REVOKE_EVERY = 4
 STARTS_WITHIN_S = 30.0
 """Once systemd says that the machine is up, for which it waits for the service."""
 
@@ -30,6 +32,8 @@ def test_power_cuts_during_turns_and_pairings(boot: MachineMaker, home: Lan, tmp
     begun = time.monotonic()
     starts: list[float] = []
     paired: list[str] = []
+    revoked: list[str] = []
+    in_a_turn = in_a_pairing = 0
     for number in range(CUTS + 1):
         if number == 0:
             assert host.run("systemctl", "is-enabled", "hotpind").stdout.strip() == "enabled"
@@ -42,13 +46,20 @@ def test_power_cuts_during_turns_and_pairings(boot: MachineMaker, home: Lan, tmp
             if paired:
                 with Wearer(home.prefix("wear"), tmp_path, URL, paired[-1]) as back:
                     back.wait("connected", timeout=10)
+            # And whoever was revoked stays out.
+            assert not set(revoked) & known(host)
             if number == CUTS:
                 break
             name = f"esp32-cam-{number:02}"
             host.run("hotpinctl", "pair", "--no-wait")
-            with Wearer(home.prefix("wear"), tmp_path, URL, name):
+            if len(paired) > 1 and number % REVOKE_EVERY == 0:
+                revoked.append(paired.pop(0))
+                host.run("hotpinctl", "devices", "revoke", revoked[-1])
+            with Wearer(home.prefix("wear"), tmp_path, URL, name) as new:
                 pin.ask(QUESTION)
                 time.sleep(chance.uniform(0, LONGEST_S))
+                in_a_turn += not pin.arrived("turn", "failed")
+                in_a_pairing += new.arrived("reaching") and not new.arrived("connected")
                 host.power_cut()
         if "token" in memory(tmp_path, name):
             paired.append(name)
@@ -56,9 +67,22 @@ def test_power_cuts_during_turns_and_pairings(boot: MachineMaker, home: Lan, tmp
         host.start()
         comes_up_by_itself(host)
         starts.append(time.monotonic() - powered)
-    print(f"{CUTS} power cuts in {time.monotonic() - begun:.0f} s; ready {max(starts):.1f} s after power-on at the "
-          f"latest; {len(paired)} pins were paired on the way")
+    print(f"{CUTS} power cuts in {time.monotonic() - begun:.0f} s, {in_a_turn} of them in a turn, {in_a_pairing} in a "
+          f"pairing; ready {max(starts):.1f} s after power-on at the latest; {len(paired)} pins were paired on the "
+          f"way, {len(revoked)} more were revoked")
     assert paired
+    assert in_a_turn
+    assert in_a_pairing
+    # The token of one that was revoked before a cut opens nothing, and without a person it cannot pair again.
+    assert revoked
+    with Wearer(home.prefix("wear"), tmp_path, URL, revoked[-1]) as out:
+        assert out.wait("connected", "failed", timeout=60)["event"] == "failed"
+
+
+def known(host: Machine) -> set[str]:
+    """The devices that the appliance lets in."""
+    listed = json.loads(host.run("hotpinctl", "devices", "list", "--json").stdout)
+    return {row["device_id"] for row in listed["devices"]}
 
 
 def comes_up_by_itself(host: Machine) -> None:

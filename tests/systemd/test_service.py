@@ -7,19 +7,21 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
+from hotpind.conversation.prompts import CANNED
 from hotpind.engines.fleet import NICE
+from hotpind.pin.reconnect import COOL_DOWN_S
 from tests.lan import WEARABLE_IP
 from tests.systemd.conftest import (
     QUESTION,
     URL,
     Household,
     Installed,
-    MachineMaker,
     drop_in,
     journal,
     prop,
@@ -33,6 +35,8 @@ HEARD = "he was not an ill disposed young man"
 BACK_S = 10.0
 WATCHDOG_S = 10.0
 """What the unit gives the watchdog."""
+ABORT_S = 3.0
+"""What it gives a process that hangs to end by itself."""
 
 
 def words(text: str) -> list[str]:
@@ -77,20 +81,34 @@ def test_start_returns_when_it_answers_and_a_person_is_answered_aloud(household:
     assert answer.stat().st_size > 44 + 22050
 
 
-@pytest.mark.parametrize(("signal", "limit"), [("KILL", BACK_S), ("STOP", WATCHDOG_S + BACK_S)])
-def test_a_daemon_that_dies_or_hangs_comes_back(household: Household, signal: str, limit: float) -> None:
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("signal", "back_s", "answer_s"), [
+    ("KILL", BACK_S, BACK_S), ("STOP", WATCHDOG_S + BACK_S, WATCHDOG_S + ABORT_S + BACK_S)])
+def test_a_daemon_that_dies_or_hangs_comes_back(household: Household, signal: str, back_s: float,
+                                                answer_s: float) -> None:
     host, pin = household.host, household.pin
-    old = prop(host, "MainPID")
-    begun = time.monotonic()
-    host.run("kill", f"-{signal}", old)
-    wait_until(lambda: prop(host, "MainPID") not in {"0", old} and prop(host, "ActiveState") == "active",
-               limit, lambda: journal(host))
-    back = time.monotonic() - begun
-    pin.wait("connected", timeout=limit + 20)
-    reconnected = time.monotonic() - begun
-    assert understood(pin.answer(QUESTION)["transcript"])
-    print(f"{signal}: back after {back:.1f} s, the pin connected again after {reconnected:.1f} s")
-    assert host.run("pgrep", "-fc", "hotpind.engines").stdout.strip() == "3"
+    # Once more when something else had the processor.
+    for last in (False, True):
+        old = prop(host, "MainPID")
+        begun = time.monotonic()
+        host.run("kill", f"-{signal}", old)
+        # The pin comes back by itself, tries once five seconds after it was lost, and then less and less often.
+        pin.wait("connected", timeout=back_s + 40)
+        connected = time.monotonic() - begun
+        turn = pin.answer(QUESTION)
+        answered = connected + turn["timings"]["first_audio"]
+        assert prop(host, "ActiveState") == "active"
+        assert prop(host, "MainPID") not in {"0", old}
+        # The machine's clock is this one's.
+        back = int(prop(host, "ActiveEnterTimestampMonotonic")) / 1e6 - begun
+        print(f"{signal}: back after {back:.1f} s, the pin connected again after {connected:.1f} s and heard an answer "
+              f"after {answered:.1f} s")
+        assert understood(turn["transcript"])
+        assert host.run("pgrep", "-fc", "hotpind.engines").stdout.strip() == "3"
+        if back <= back_s and answered <= answer_s:
+            break
+        assert not last
+        time.sleep(COOL_DOWN_S)
 
 
 def test_speaking_goes_before_thinking_before_listening_ahead(household: Household) -> None:
@@ -112,8 +130,10 @@ def nice(host: Machine, pid: str) -> int:
 def test_an_engine_that_hangs_is_replaced_without_restarting_the_daemon(household: Household) -> None:
     host, pin = household.host, household.pin
     daemon = prop(host, "MainPID")
+    pin.answer(QUESTION)
     for engine in ("whisper", "piper", "llama"):
-        host.run("pkill", "-STOP", "-f", f"hotpind.engines.{engine}")
+        stopped = engines(host)[engine]
+        host.run("kill", "-STOP", str(stopped["pid"]))
         begun = time.monotonic()
         pin.ask(QUESTION)
         turn = pin.wait("turn", "failed", timeout=60)
@@ -121,24 +141,44 @@ def test_an_engine_that_hangs_is_replaced_without_restarting_the_daemon(househol
         assert turn["event"] == "turn", turn
         assert turn["violations"] == []
         print(f"{engine} stopped: {'answered' if turn['answered'] else turn['error']} after {took:.1f} s")
-        pin.answer(QUESTION)
+        # An engine that nobody needed yet is found out within its idle interval.
+        wait_until(partial(replaced, host, engine, stopped["pid"]), 40, lambda: journal(host))
+        again = pin.answer(QUESTION)
+        assert again["complete"]["backend"] == "local"
+        assert again["response"] not in CANNED
         assert prop(host, "MainPID") == daemon
+        assert {each["state"] for each in engines(host).values()} == {"ready"}
     assert prop(host, "NRestarts") == "0"
+
+
+def replaced(host: Machine, engine: str, pid: int) -> bool:
+    """Tell whether an engine works, as another process than that one."""
+    now = engines(host)[engine]
+    return now["state"] == "ready" and now["pid"] not in {None, pid}
+
+
+def engines(host: Machine) -> dict[str, dict[str, Any]]:
+    """What the appliance says of its engines, by name."""
+    return {row["name"]: row for row in json.loads(host.run("hotpinctl", "status", "--json").stdout)["engines"]}
 
 
 def test_a_turn_writes_one_line_to_the_journal_and_nothing_else(household: Household) -> None:
     host, pin = household.host, household.pin
     pin.answer(QUESTION)
     turns = 5
-    before, entries, _ = written(host)
-    for _ in range(turns):
-        pin.answer(QUESTION)
-    after, entries_after, size = written(host)
-    print(f"written per turn: {(after - before) / turns:.0f} bytes by the service, "
-          f"{(entries_after - entries) / turns:.1f} journal entries of about {size} bytes")
-    # The last-seen time is batched, at most every 10 minutes; that may fall into this one: a few pages.
-    assert after - before <= 64 * 1024
-    assert entries_after - entries == turns
+    # When devices were last seen is written every 10 minutes at most: into one of two rounds, and that is a few pages.
+    for round_ in range(2):
+        before, entries, _ = written(host)
+        for _ in range(turns):
+            pin.answer(QUESTION)
+        after, entries_after, size = written(host)
+        print(f"written per turn: {(after - before) / turns:.0f} bytes by the service, "
+              f"{(entries_after - entries) / turns:.1f} journal entries of about {size} bytes")
+        assert entries_after - entries == turns
+        if after == before:
+            break
+        assert round_ == 0, "two rounds wrote"
+        assert after - before <= 64 * 1024
 
 
 def written(host: Machine) -> tuple[int, int, int]:
@@ -180,6 +220,7 @@ def test_the_tools_see_the_service(household: Household) -> None:
 
 KEY = "gsk_0123456789abcdefghijklmnopqrstuvwxyz"
 NEW_KEY = "gsk_zyxwvutsrqponmlkjihgfedcba9876543210"
+CREDENTIAL = "/run/credentials/hotpind.service/groq_api_key"
 CLOUD = """
 import http.server
 class Cloud(http.server.BaseHTTPRequestHandler):
@@ -211,6 +252,15 @@ def test_the_key_reaches_the_service_as_a_credential_and_nobody_else(household: 
         assert KEY not in seen + journal(host) + host.run("systemctl", "show", "hotpind").stdout
         assert host.run("grep", "-r", KEY, "/var/lib/hotpin", "/var/cache/hotpin", "/run/hotpin",
                         check=False).stdout == ""
+        # One that is written by hand: systemd 252 gives it to a reload, and where it keeps the one of the start, the
+        # status says so.
+        key.write_text(NEW_KEY)
+        host.run("systemctl", "reload", "hotpind")
+        if NEW_KEY in host.run("nsenter", "-t", prop(host, "MainPID"), "-m", "--", "cat", CREDENTIAL).stdout:
+            wait_until_said(cloud.stdout, f"Bearer {NEW_KEY}")
+        else:
+            wait_until(lambda: "the key in /etc/hotpin/groq_api_key" in json.loads(
+                host.run("hotpinctl", "status", "--json").stdout)["needs_restart"], 10, lambda: journal(host))
     finally:
         key.unlink()
         shutil.rmtree(host.root / "etc/systemd/system/hotpind.service.d")
@@ -274,14 +324,3 @@ def groq(host: Machine) -> str:
     """What the running appliance makes of the cloud."""
     rows = json.loads(host.run("hotpinctl", "status", "--json").stdout)["backends"]
     return str(next(row["state"] for row in rows if row["name"] == "groq"))
-
-
-def test_nothing_of_the_host_is_needed_to_answer_on_loopback(boot: MachineMaker) -> None:
-    """No network at all: the service starts, and answers whoever is on the machine."""
-    host = boot()
-    host.run("systemctl", "start", "hotpind")
-    pull = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8000/health').read().decode())"
-    assert "hotpin" in host.run("python3", "-c", pull).stdout
-    host.run("hotpinctl", "say", "Good morning", "--out", "/tmp/said.wav")
-    heard = host.run("hotpinctl", "transcribe", "/tmp/said.wav").stdout
-    assert words(heard) == ["good", "morning"]
