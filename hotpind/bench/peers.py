@@ -181,9 +181,9 @@ def _show(found: Comparison, facts: dict[str, Any], console: Console) -> None:
     for head in ("Seconds", "hotpind p50", "p95", "peer p50", "p95", "ratio"):
         table.add_column(head, justify="left" if not table.columns else "right")
     ratios = found.ratios()
-    for name, label in (("transcript", "end of speech to transcript"), ("model_first_word", "model's first word"),
+    for name, label in (("transcript", "end of speech to transcript"), ("model_first_word", "model's first token"),
                         ("first_audio", "end of speech to first sound"),
-                        ("without_model", "the same without the model's first word")):
+                        ("without_model", "the same without the model's first token")):
         ours, theirs = found.spreads()[name]
         cells = [f"{value:.3f}" for each in (ours, theirs) if each is not None for value in (each.p50, each.p95)]
         ratio = f"{ratios[name]:.2f}" if name in ratios else "-"

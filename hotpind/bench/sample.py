@@ -10,7 +10,7 @@ from hotpind.pin.result import PinTurn
 
 MARKS: Mapping[str, str] = {
     "transcript": "question understood",
-    "first_token": "model's first word",
+    "first_token": "model's first token",
     "first_clause": "first clause complete",
     "first_audio_ready": "first sound made",
 }

@@ -51,6 +51,10 @@ class AnswerStream(Protocol):
     reason: str
     """Why this backend: empty for the first of the chain, else one short phrase such as "groq is offline"."""
 
+    token_at: float | None
+    """When the model's first token came, in seconds on the monotonic clock: before its word is whole. None when that is
+    not known."""
+
     def __aiter__(self) -> AsyncIterator[str]:
         """Pieces of text, in order."""
 

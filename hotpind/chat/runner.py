@@ -71,6 +71,8 @@ class Runner:
         self._changed = changed
         self._broke = broke
         self.begun = _now()
+        self.token_at: float | None = None
+        """When the first token came."""
         self._aside = ""
         self._spoke_at = 0.0
         self._given_words = 0
@@ -136,6 +138,8 @@ class Runner:
                 elif isinstance(event, Aside):
                     self._aside = event.text + " "
                 elif isinstance(event, Words):
+                    if self.token_at is None and event.text:
+                        self.token_at = _now()
                     limit = self._pace.next_s
                     await self._give(self._filter.feed(event.text))
                     self._check_pace()
@@ -264,6 +268,7 @@ class Answer:
         self.backend = runner.backend.name
         self.model = runner.model
         self.reason = reason
+        self.token_at = runner.token_at
         self._over = False
 
     def __aiter__(self) -> Answer:

@@ -263,6 +263,8 @@ class Turn:
         self._record.backend, self._record.model, self._record.reason = stream.backend, stream.model, stream.reason
         try:
             async for text in stream:
+                if stream.token_at is not None:
+                    self._record.mark("first_token", stream.token_at)
                 yield text
         finally:
             await stream.aclose()

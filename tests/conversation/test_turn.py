@@ -58,6 +58,7 @@ class Answer:
     """Two sentences, word by word."""
 
     backend = model = reason = ""
+    token_at: float | None = None
 
     async def __aiter__(self) -> AsyncGenerator[str, None]:
         for word in ("One", " is", " said.", " Two", " is", " said", " too."):
@@ -112,6 +113,7 @@ class Script:
     """A brain that says lines, each after so many seconds."""
 
     backend = model = reason = ""
+    token_at: float | None = None
 
     def __init__(self, *lines: tuple[float, str]) -> None:
         self.lines: Sequence[tuple[float, str]] = lines

@@ -38,6 +38,7 @@ class Answer:
     """A stream of an answer's text."""
 
     backend, model, reason = "fake", "fake", ""
+    token_at: float | None = None
 
     def __init__(self, pieces: list[str]) -> None:
         self._pieces = pieces
