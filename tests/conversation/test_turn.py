@@ -153,6 +153,16 @@ async def test_the_question_goes_out_while_the_device_is_still_being_told_the_tr
     assert ear.told == ["thinking what?", "speaking", "end", "complete Yes."]
 
 
+async def test_the_model_is_timed_by_its_first_token_though_the_word_is_whole_later() -> None:
+    brain = Script((0.2, "Yes."))
+    brain.token_at = asyncio.get_running_loop().time() + 0.05
+    turn = turn_of(brain, Voice(), Listener(), Conversation(10))
+    await turn.answer("what?")
+    stages = turn._record.stages
+    assert 0.0 <= stages["first_token"] <= 0.1
+    assert stages["first_clause"] >= 0.2
+
+
 async def test_words_that_drip_are_spoken_before_their_sentence_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turn_module, "DRY_S", 0.3)
     ear, voice = Listener(), Voice()
