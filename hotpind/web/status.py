@@ -82,7 +82,7 @@ class Status:
         devices = len(self._devices())
         parts = [self.cloud, f"{devices} device{'s' if devices != 1 else ''}"]
         if not self._network():
-            parts.append("no network")
+            parts.append("no network for pins")
         last = next((turn for turn in reversed(self.last_turns) if "first_audio" in turn.stages), None)
         if last:
             parts.append(f"last answer after {last.stages['first_audio']:.2f} s")

@@ -10,7 +10,7 @@ def test_without_a_network_it_says_so_and_that_is_no_fault() -> None:
     connected = False
     status = Status(engines=[], backends=list, devices=list, faults=list, facts=dict, network=lambda: connected)
     status.ready = True
-    assert status.line() == "local, 0 devices, no network"
+    assert status.line() == "local, 0 devices, no network for pins"
     assert status.faults() == []
     connected = True
     assert status.line() == "local, 0 devices"
