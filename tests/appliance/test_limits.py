@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hotpind.pin.client import Pin
+from hotpind.wearable.protocol import LONGEST_SESSION_ID
 from tests.appliance.harness import Daemon, running
 from tests.appliance.pins import assert_conforming
 from tests.appliance.recordings import cards
@@ -182,8 +183,20 @@ async def test_too_many_pictures_in_a_minute_are_refused(small: Daemon) -> None:
 
 async def test_the_pins_own_upload_is_understood(small: Daemon) -> None:
     async with Pin(small.url, "firmware") as pin:
-        reply = await pin.send_image(picture())
+        content = picture()
+        reply = await pin.send_image(content)
         assert reply.ok, reply
+        assert reply.violations == ()
+        assert set(reply.body) == {"status", "message", "session", "filename", "size_bytes", "context_ready"}
+        assert (reply.body["filename"], reply.body["size_bytes"]) == ("image.jpg", len(content))
+
+
+async def test_the_longest_reply_fits_the_pins_buffer(small: Daemon) -> None:
+    """A session id of the most characters, each of which takes the most bytes in JSON."""
+    async with Pin(small.url, "\U0001f600" * LONGEST_SESSION_ID) as pin:
+        reply = await pin.send_image(picture(), filename="\U0001f600" * 200)
+        assert reply.ok or reply.status == 400, reply
+        assert not [each for each in reply.violations if "bytes" in each]
 
 
 async def test_bodies_that_are_not_multipart_are_refused_in_a_sentence(small: Daemon) -> None:

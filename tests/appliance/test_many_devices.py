@@ -14,7 +14,7 @@ from hotpind.pin.client import Pin
 from hotpind.pin.result import PinTurn
 from tests.appliance.harness import Daemon, running
 from tests.appliance.pins import assert_conforming
-from tests.appliance.recordings import Recording, cards, errors, librivox
+from tests.appliance.recordings import Recording, cards, errors, librivox, words
 from tests.fakes.groq import KEY, FakeGroq
 
 DEVICES = 10
@@ -27,12 +27,28 @@ def colour_of(url: str) -> tuple[int, ...]:
     return tuple(round(value / 50) for value in pixel)
 
 
+def said(message: dict[str, Any]) -> str:
+    """The words of a message."""
+    content = message["content"]
+    return content if isinstance(content, str) else next(part["text"] for part in content if part["type"] == "text")
+
+
+def pictures(message: dict[str, Any]) -> list[str]:
+    """The pictures of a message."""
+    content = message["content"]
+    return [] if isinstance(content, str) else [part["image_url"]["url"] for part in content
+                                                if part["type"] == "image_url"]
+
+
 def echo(body: dict[str, Any]) -> str:
     """Answer with the question and how many questions came before it."""
     users = [message for message in body["messages"] if message["role"] == "user"]
-    last = users[-1]["content"]
-    text = last if isinstance(last, str) else next(part["text"] for part in last if part["type"] == "text")
-    return f"Question {len(users)} was, {text}"
+    return f"Question {len(users)} was, {said(users[-1])}"
+
+
+def picture_of(number: int) -> tuple[int, int, int]:
+    """The colour of a device's picture."""
+    return (number * 25, 255 - number * 25, 100)
 
 
 async def live(daemon: Daemon, number: int, recording: Recording) -> list[PinTurn]:
@@ -40,7 +56,7 @@ async def live(daemon: Daemon, number: int, recording: Recording) -> list[PinTur
     name = f"device-{number}"
     async with Pin(daemon.url, name) as pin:
         out = io.BytesIO()
-        Image.new("RGB", (320, 240), (number * 25, 255 - number * 25, 100)).save(out, "JPEG", quality=95)
+        Image.new("RGB", (320, 240), picture_of(number)).save(out, "JPEG", quality=95)
         reply = await pin.send_image(out.getvalue())
         assert reply.ok, reply
         return [await pin.ask(recording.pcm, tail_silence_s=0.3) for _ in range(2)]
@@ -64,29 +80,61 @@ async def test_ten_devices_at_once_get_each_its_own() -> None:
             assert_conforming(turn)
             wrong, total = errors(recording.text, turn.transcript)
             assert wrong / total <= 0.5, (recording.text, turn.transcript)
-            assert turn.response.startswith(f"Question {count} was,"), turn.response
+            assert words(turn.response) == words(f"Question {count} was, {turn.transcript}")
             assert turn.extra["backend"] == "groq"
         assert [turn.has_image for turn in turns] == [True, False]
-    for request in fake.questions:
-        check_request(request.body, all_turns)
+    asked = {request_key(request.body): request.body for request in fake.questions}
+    for number, turns in enumerate(all_turns):
+        check_requests(asked, number, turns)
+    assert not asked, "a request belongs to no device"
 
 
 def start(url: str) -> Daemon:
     return Daemon({"GROQ_API_KEY": KEY, "CHAT__GROQ__BASE_URL": url, "SERVER__BUSY_TURNS": "16"})
 
 
-def check_request(body: dict[str, Any], all_turns: list[list[PinTurn]]) -> None:
-    """A request holds one device's picture, question and history only."""
-    users = [message["content"] for message in body["messages"] if message["role"] == "user"]
-    last = users[-1]
-    if isinstance(last, str):
-        return
-    text = next(part["text"] for part in last if part["type"] == "text")
-    (picture,) = [part["image_url"]["url"] for part in last if part["type"] == "image_url"]
-    owners = [number for number, turns in enumerate(all_turns) if turns[0].transcript == text]
-    expected = {tuple(round(value / 50) for value in (number * 25, 255 - number * 25, 100)) for number in owners}
-    assert colour_of(picture) in expected
-    assert len(users) == 1
+def request_key(body: dict[str, Any]) -> tuple[int, str]:
+    """How many questions a request holds, and the last one: what each device said is unlike what the others said."""
+    users = [message for message in body["messages"] if message["role"] == "user"]
+    return len(users), said(users[-1])
+
+
+def check_requests(asked: dict[tuple[int, str], dict[str, Any]], number: int, turns: list[PinTurn]) -> None:
+    """Find a device's requests, and fail on anything in them that is not its own; they are taken out of ``asked``."""
+    past: list[str] = []
+    for count, turn in enumerate(turns, start=1):
+        body = asked.pop((count, turn.transcript))
+        talk = [message for message in body["messages"] if message["role"] != "system"]
+        assert [said(message) for message in talk] == [*past, turn.transcript], (number, count)
+        shown = [url for message in talk for url in pictures(message)]
+        assert {colour_of(url) for url in shown} <= {tuple(round(value / 50) for value in picture_of(number))}
+        assert shown or not turn.has_image, "its picture is missing"
+        past += [turn.transcript, turn.response]
+
+
+LOCAL_DEVICES = 4
+
+
+@pytest.mark.slow
+async def test_several_devices_at_once_get_each_its_own_from_the_local_model(daemon: Daemon) -> None:
+    """Each hears what it hears when it is alone: with the same question and history the model says the same."""
+    recordings = cards()[:LOCAL_DEVICES]
+
+    async def live_locally(name: str, recording: Recording) -> list[PinTurn]:
+        async with Pin(daemon.url, name) as pin:
+            return [await pin.ask(recording.pcm, realtime=False, tail_silence_s=0.3) for _ in range(2)]
+
+    alone = [await live_locally(f"alone-{number}", recording) for number, recording in enumerate(recordings)]
+    together = await asyncio.gather(*(live_locally(f"together-{number}", recording)
+                                      for number, recording in enumerate(recordings)))
+    for recording, expected, turns in zip(recordings, alone, together, strict=True):
+        for turn in turns:
+            assert turn.answered, turn.error
+            assert turn.extra["backend"] == "local"
+            assert_conforming(turn, holes=True)
+            wrong, total = errors(recording.text, turn.transcript)
+            assert wrong / total <= 0.5, (recording.text, turn.transcript)
+        assert [turn.response for turn in turns] == [turn.response for turn in expected]
 
 
 @pytest.mark.slow
