@@ -99,6 +99,8 @@ class Grant:
     """The window that it used up: its number, and when it would have closed."""
     approval: _Request | None = None
     """The approved request that it used up; None once that was given back."""
+    used: bool = False
+    """The device has its token: the same attempt is a request that was late on its way, and worth nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class PairingDesk:
         """Number of the window, so that an old one is not opened again after a person decided otherwise."""
         self._requests: dict[str, _Request] = {}
         self._grants: dict[str, Grant] = {}
-        """The last grant of each device whose token was not used yet; its answer may be repeated for a while."""
+        """The last grant of each device, for as long as its answer may be repeated."""
 
     def open(self, now: float, seconds: float) -> None:
         """Open the window for one device, or for this long. A window that is open is set anew."""
@@ -144,11 +146,12 @@ class PairingDesk:
         """Answer a device. A granted answer closes the window, or uses up the approval, there and then."""
         self._expire(now)
         last = self._grants.get(ask.device.device_id)
-        if last is not None and _is_repeated(ask, last):
+        repeated = last is not None and _is_repeated(ask, last)
+        if repeated and last is not None and not last.used:
             return Answer(Outcome.GRANTED, grant=Grant(last.device_id, last.address, last.attempt, last.at))
         if ask.nonce:
             return self._ask_again(ask, now)
-        if self.open_for(now) > 0:
+        if self.open_for(now) > 0 and not repeated:
             return self._let_in(ask, now)
         return self._wait(ask, now)
 
@@ -174,7 +177,8 @@ class PairingDesk:
 
     def used(self, device_id: str) -> None:
         """Note that a device talked with its token, or lost it: its answer may not be repeated."""
-        self._grants.pop(device_id, None)
+        if device_id in self._grants:
+            self._grants[device_id].used = True
 
     def pending(self, now: float) -> tuple[Pending, ...]:
         """Return the requests that wait for a person, oldest first."""

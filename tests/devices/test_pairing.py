@@ -174,6 +174,20 @@ def test_an_answer_that_arrived_is_not_given_again() -> None:
     assert desk.ask(ask(attempt="a" * 32), 5).outcome is Outcome.PENDING
 
 
+def test_a_request_that_was_late_on_its_way_does_not_take_another_ones_window() -> None:
+    """On a bad link a request may arrive after the one that repeated it was answered, and its token used."""
+    desk = make_desk()
+    desk.open(0, 600)
+    desk.ask(ask("pin-1", attempt="a" * 32), 0)
+    desk.used("pin-1")
+    desk.open(3, 600)
+    assert desk.ask(ask("pin-1", attempt="a" * 32), 5).outcome is Outcome.PENDING
+    assert desk.open_for(5) > 0
+    assert desk.ask(ask("pin-2", attempt="b" * 32), 6).outcome is Outcome.GRANTED
+    desk.open(7, 600)
+    assert desk.ask(ask("pin-1", attempt="c" * 32), 8).outcome is Outcome.GRANTED, "a new attempt is one"
+
+
 def test_an_answer_is_not_given_again_later() -> None:
     desk = make_desk()
     desk.open(0, 600)

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from hotpind.errors import PinOfflineError
+from hotpind.errors import PinError, PinOfflineError
 from hotpind.pin.home import Wishes, reach
 
 PAUSE_S = 0.5
@@ -47,6 +47,8 @@ def main() -> None:
         print(json.dumps(asyncio.run(go(arguments.session, arguments.memory, arguments.seconds))), flush=True)
     except TimeoutError:
         sys.exit("not within that time")
+    except PinError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
