@@ -113,7 +113,7 @@ class Chain:
         now = self._now()
         usable = [self._remote[name] for name in self._router.usable(now)]
         line = Line([*usable, *([self._local] if self._local else [])], self._local, self._router.reason(now))
-        contest = Contest(request, line, self._config, Notes(self._began, self._answered, self._failed))
+        contest = Contest(request, line, self._config, Notes(self._began, self._answered, self._failed, self._slow))
         self.waiting += 1
         try:
             return await contest.run()
@@ -281,6 +281,10 @@ class Chain:
     def _began(self, runner: Runner) -> None:
         self._runners.add(runner)
         runner.task.add_done_callback(lambda _: self._runners.discard(runner))
+
+    def _slow(self) -> None:
+        if self._local:
+            self._wake_local(self._local)
 
     def _answered(self, name: str) -> None:
         if circuit := self._router.circuits.get(name):

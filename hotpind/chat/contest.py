@@ -23,6 +23,8 @@ PATIENCE_S = 45.0
 wearer's own patience ends at 60 s, and the apology has to be spoken before."""
 LAST_HOPE_S = 10.0
 """How long it waits for a late backend when the local model has failed."""
+SLOW_S = 0.5
+"""A healthy cloud speaks within this time; past it a local model that is not loaded is loaded, which takes seconds."""
 FAIR_SHARE = 0.8
 """Part of the deadline that a backend must have had before its silence counts as lateness: the second in line
 is asked later than the first."""
@@ -49,6 +51,8 @@ class Notes:
     """The backend of that name spoke in time."""
     failed: Callable[[str, BackendError], None]
     """The backend of that name failed, was late, or broke off."""
+    slow: Callable[[], None]
+    """Nobody has spoken for `SLOW_S`; the local model may be needed."""
 
 
 class Contest:
@@ -69,9 +73,14 @@ class Contest:
         """Return the winner's answer; raises `NoAnswer`."""
         deadline = self._begun + self._config.first_token_deadline_s
         hedge_at = self._begun + head_start(self._config.first_token_deadline_s)
+        slow_at = min(self._begun + SLOW_S, hedge_at)
+        told = False
         while True:
             self._changed.clear()
             now = _now()
+            if now >= slow_at and not told:
+                told = True
+                self._notes.slow()
             self._note_failures(now)
             standings = [runner.standing if runner else Standing.IDLE for runner in self._runners]
             first = winner(standings, past_deadline=now >= deadline)
@@ -83,7 +92,7 @@ class Contest:
             limit = self._begun + (PATIENCE_S if self._line.last_resort in pending else self._last_hope_s)
             if not pending or now >= limit:
                 raise self._no_answer()
-            until = min((at for at in (hedge_at, deadline) if at > now), default=limit)
+            until = min((at for at in (slow_at, hedge_at, deadline) if at > now), default=limit)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await self._changed.wait()

@@ -80,6 +80,18 @@ async def test_a_cloud_that_is_nearly_late_still_answers(make_chain: MakeChain, 
         assert status(chain).state == "online"
 
 
+async def test_the_local_model_is_loaded_when_the_cloud_is_slower_than_usual(make_chain: MakeChain, cloud: FakeGroq,
+                                                                             engine: FakeEngine) -> None:
+    async with make_chain(first_token_deadline_s=4.0) as chain:
+        await settled(chain)
+        await ask(chain)
+        assert engine.asked == 0
+        cloud.behave("late", after=1.2)
+        assert (await ask(chain))[1].backend == "groq"
+        assert engine.asked == 1
+        assert engine.server.questions == [], "it has not been asked"
+
+
 async def test_the_cloud_answers_late_when_the_local_model_cannot(make_chain: MakeChain, cloud: FakeGroq,
                                                                   engine: FakeEngine) -> None:
     engine.broken = True
