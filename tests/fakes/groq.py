@@ -23,6 +23,7 @@ import gzip
 import io
 import ipaddress
 import json
+import socket
 import ssl
 import sys
 import tempfile
@@ -79,6 +80,9 @@ class Behaviour:
 class FakeGroq:
     """The service; see the module."""
 
+    _place: socket.socket | None = None
+    """Bound to the port and never listening: while unplugged nobody else is given it, and connecting is refused."""
+
     def __init__(self, *, tls: Literal["", "good", "self-signed", "wrong-name"] = "", socket: Path | None = None,
                  host: str = "127.0.0.1", idle_s: float = 75.0, key: str | None = KEY) -> None:
         """``key``: requests with another one get 401; None takes every one. ``idle_s``: idle connections are
@@ -123,6 +127,8 @@ class FakeGroq:
 
     async def __aexit__(self, *_: object) -> None:
         await self.unplug()
+        if self._place is not None:
+            self._place.close()
         self._files.cleanup()
 
     @property
@@ -188,8 +194,12 @@ class FakeGroq:
         if self._socket is not None:
             await web.UnixSite(self._runner, str(self._socket)).start()
             return
+        if self._place is None:
+            self._place = socket.socket()
+            self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._place.bind((self._host, self._port))
+            self._port = self._place.getsockname()[1]
         await web.TCPSite(self._runner, self._host, self._port, ssl_context=self._context, reuse_address=True).start()
-        self._port = self._runner.addresses[0][1]
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         record = await self._record(request)
