@@ -41,6 +41,8 @@ class Breaks:
 class BreaksOff:
     """A voice that fails at every other sentence."""
 
+    session = None
+    """None that can be stopped in the middle of one."""
     config = SimpleNamespace(sample_rate=16_000)
 
     def synthesize(self, text: str, style: SynthesisConfig) -> Iterator[SimpleNamespace]:
@@ -57,7 +59,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
     async def serve(factory: Callable[..., EngineHandler]) -> RemoteEndpoint:
         socket = tmp_path / "engine.sock"
         servers.append(asyncio.create_task(serve_wyoming(socket, factory)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not socket.exists():
                 await asyncio.sleep(0.01)
         return RemoteEndpoint("test", f"unix://{socket}")
@@ -78,7 +80,7 @@ async def test_a_failed_decode_is_told_at_once(
         serve: Serve, worker: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> None:
     endpoint = await serve(partial(WhisperHandler, Breaks(), worker, Info()))
     transcriber = Transcriber(endpoint, language="en", deadline_s=30)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(EngineBroke, match=r"failed inside the engine \(RuntimeError at test_failed_requests\.py"):
             await transcriber.transcribe(2 * SECOND)
         assert await transcriber.transcribe(SECOND) == "fine"
@@ -96,7 +98,7 @@ async def test_a_failed_synthesis_is_told_at_once(
     endpoint = await serve(partial(PiperHandler, voice, SynthesisConfig(), worker, Info()))
     synthesizer = Synthesizer(endpoint, deadline_s=30)
     heard = bytearray()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(EngineBroke, match="RuntimeError"):
             await collect(synthesizer.speak("fine.break"), heard)
         assert heard == SECOND, "what was ready before is not lost"
@@ -111,16 +113,16 @@ async def test_a_client_that_leaves_costs_nothing(
     class Waits(Breaks):
         def decode(self, audio: Audio, *, audio_ctx: int, max_tokens: int, cancelled: Callable[[], bool]) -> Decode:
             begun.set()
-            go_on.wait(10)
+            go_on.wait(60)
             return super().decode(audio, audio_ctx=audio_ctx, max_tokens=max_tokens, cancelled=cancelled)
 
     endpoint = await serve(partial(WhisperHandler, Waits(), worker, Info()))
     transcriber = Transcriber(endpoint, language="en", deadline_s=30)
     leaving = asyncio.create_task(transcriber.transcribe(2 * SECOND))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 30)
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
     go_on.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await transcriber.transcribe(SECOND) == "fine"
     assert "failed" not in caplog.text
