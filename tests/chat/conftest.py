@@ -104,7 +104,7 @@ def nothing_left() -> Callable[[], Awaitable[None]]:
         if not before:
             before.append(_descriptors())
             return
-        for attempt in range(400):
+        for attempt in range(1500):
             others = asyncio.all_tasks() - {asyncio.current_task()}
             ours = [task for task in others if "chat" in task.get_name() or "hotpind" in repr(task.get_coro())]
             lookups = [thread for thread in threading.enumerate() if thread.name == "name-lookup"]

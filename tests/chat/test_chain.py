@@ -165,7 +165,7 @@ async def test_one_line_for_each_change(make_chain: MakeChain, cloud: FakeGroq,
             await ask(chain, question("my secret illness"))
         await cloud.plug()
         chain.interface_up()
-        await until(lambda: status(chain).state == "online", 3)
+        await until(lambda: status(chain).state == "online", 4.5)
         await ask(chain)
     lines = [record.getMessage() for record in caplog.records if record.name == "hotpind.chat.chain"]
     assert lines == ["groq is online (was off)", "groq is offline (was online): groq cannot be reached",

@@ -32,9 +32,9 @@ async def test_the_cloud_comes_back_by_itself(make_chain: MakeChain, cloud: Fake
 async def test_a_cloud_that_was_late_must_think_in_time_to_come_back(make_chain: MakeChain, cloud: FakeGroq,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     fast_probes(monkeypatch)
-    async with make_chain(first_token_deadline_s=0.2, next_token_deadline_s=0.2) as chain:
+    async with make_chain(first_token_deadline_s=0.4, next_token_deadline_s=0.4) as chain:
         await settled(chain)
-        cloud.behave("late", after=0.3)
+        cloud.behave("late", after=2.0)
         assert (await ask(chain))[1].backend == "local"
         await until(lambda: len(cloud.chats) > len(cloud.questions) + 1)
         assert status(chain).state == "degraded", "the list of models came quickly, the token did not"
@@ -50,10 +50,10 @@ async def test_a_cloud_that_was_late_must_think_in_time_to_come_back(make_chain:
 async def test_a_slow_list_of_models_is_no_slow_answer(make_chain: MakeChain, cloud: FakeGroq,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     fast_probes(monkeypatch)
-    async with make_chain(first_token_deadline_s=0.3, next_token_deadline_s=2.0) as chain:
+    async with make_chain(first_token_deadline_s=1.0, next_token_deadline_s=6.0) as chain:
         await settled(chain)
         cloud.behave("error", times=1)
-        cloud.list_s = 0.6
+        cloud.list_s = 1.5
         assert (await ask(chain))[1].backend == "local"
         assert status(chain).state == "degraded"
         await until(lambda: status(chain).state == "online")
@@ -87,7 +87,7 @@ async def test_a_rate_limit_ends_by_itself(make_chain: MakeChain, cloud: FakeGro
 async def test_an_answer_under_way_does_not_end_a_rate_limit(make_chain: MakeChain, cloud: FakeGroq) -> None:
     async with make_chain() as chain:
         await settled(chain)
-        cloud.behave("late", after=0.3, times=1)
+        cloud.behave("late", after=1.2, times=1)
         slow = asyncio.ensure_future(ask(chain))
         await until(lambda: len(cloud.questions) == 1)
         cloud.behave("rate_limited", retry_after=60, times=1)
@@ -106,7 +106,7 @@ async def test_a_network_interface_ends_the_wait(make_chain: MakeChain, cloud: F
         await cloud.plug()
         assert status(chain).state == "offline"
         chain.interface_up()
-        await until(lambda: status(chain).state == "online", 3)  # the next probe would be due after 5 s
+        await until(lambda: status(chain).state == "online", 4.5)  # the next probe would be due after 5 s
 
 
 async def test_a_rejected_key_waits_for_another(make_chain: MakeChain, cloud: FakeGroq, tmp_path: Path) -> None:

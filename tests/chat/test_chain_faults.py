@@ -11,6 +11,7 @@ import pytest
 
 from hotpind.chat import chain as chain_module
 from hotpind.chat import contest as contest_module
+from hotpind.chat import race as race_module
 from hotpind.chat import streaming
 from hotpind.errors import NoAnswer, StreamBroke
 from tests.chat.asking import IMMEDIATE, QUICK, ask, collect_into, question, settled, status
@@ -28,7 +29,7 @@ async def test_a_fault_is_answered_locally_at_once(make_chain: MakeChain, cloud:
         text, answer, taken = await ask(chain)
         assert text == LOCAL_ANSWER
         assert (answer.backend, answer.reason) == ("local", reason)
-        assert taken < 1.5, "the local model did not wait for the deadline"
+        assert taken < 2.3, "the local model did not wait for the deadline"
         assert status(chain).state == state
         asked = len(cloud.questions)
         text, answer, taken = await ask(chain)
@@ -45,23 +46,23 @@ async def test_nobody_there_is_found_out_once(make_chain: MakeChain, cloud: Fake
         await cloud.unplug()
         text, answer, taken = await ask(chain)
         assert (text, answer.reason) == (LOCAL_ANSWER, "groq cannot be reached")
-        assert taken < 1.5
+        assert taken < 2.3
         assert status(chain).state == "offline"
         assert (await ask(chain))[1].reason == "groq is offline"
 
 
 @pytest.mark.parametrize(("kind", "options"), [
-    ("late", {}), ("silent", {}), ("think_aloud", {}), ("late", {"after": 1.0})])
+    ("late", {}), ("silent", {}), ("think_aloud", {}), ("late", {"after": 6.0})])
 async def test_a_late_cloud_is_overtaken_at_the_deadline(make_chain: MakeChain, cloud: FakeGroq, engine: FakeEngine,
                                                          kind: str, options: dict[str, Any]) -> None:
-    async with make_chain(**QUICK) as chain:
+    async with make_chain(first_token_deadline_s=1.2) as chain:
         await settled(chain)
         cloud.behave(kind, **options)
         text, answer, taken = await ask(chain)
         assert text == LOCAL_ANSWER
         assert answer.reason == "groq was late"
-        assert taken > 0.38
-        assert engine.server.questions[0].at - cloud.questions[0].at < taken - 0.05, "it began before the deadline"
+        assert taken > 1.15
+        assert engine.server.questions[0].at - cloud.questions[0].at < 1.1, "it began before the deadline"
         assert status(chain).state == "degraded"
         await until(lambda: cloud.questions[0].dropped)
         text, answer, taken = await ask(chain)
@@ -69,24 +70,26 @@ async def test_a_late_cloud_is_overtaken_at_the_deadline(make_chain: MakeChain, 
         assert len(cloud.questions) == 1
 
 
-async def test_a_cloud_that_is_nearly_late_still_answers(make_chain: MakeChain, cloud: FakeGroq,
-                                                         engine: FakeEngine) -> None:
-    async with make_chain(first_token_deadline_s=1.0) as chain:
+async def test_a_cloud_that_is_nearly_late_still_answers(make_chain: MakeChain, cloud: FakeGroq, engine: FakeEngine,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race_module, "HEAD_START_S", 3.0)
+    async with make_chain(first_token_deadline_s=4.0) as chain:  # of which the local model has half
         await settled(chain)
-        cloud.behave("late", after=0.65)
+        cloud.behave("late", after=2.8)
         text, answer, _ = await ask(chain)
         assert (text, answer.backend, answer.reason) == (ANSWER, "groq", "")
         assert len(engine.server.questions) == 1, "the local model had begun"
         assert status(chain).state == "online"
 
 
-async def test_the_local_model_is_loaded_when_the_cloud_is_slower_than_usual(make_chain: MakeChain, cloud: FakeGroq,
-                                                                             engine: FakeEngine) -> None:
+async def test_the_local_model_is_loaded_when_the_cloud_is_slower_than_usual(
+        make_chain: MakeChain, cloud: FakeGroq, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest_module, "SLOW_S", 1.5)
     async with make_chain(first_token_deadline_s=4.0) as chain:
         await settled(chain)
         await ask(chain)
         assert engine.asked == 0
-        cloud.behave("late", after=1.2)
+        cloud.behave("late", after=2.2)
         assert (await ask(chain))[1].backend == "groq"
         assert engine.asked == 1
         assert engine.server.questions == [], "it has not been asked"
@@ -119,9 +122,9 @@ async def test_everything_fails(make_chain: MakeChain, cloud: FakeGroq, engine: 
 async def test_a_deadline_above_the_last_hope_is_kept(make_chain: MakeChain, cloud: FakeGroq,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest_module, "LAST_HOPE_S", 0.3)
-    async with make_chain(first_token_deadline_s=1.5, local=False) as chain:
+    async with make_chain(first_token_deadline_s=4.0, local=False) as chain:
         await settled(chain)
-        cloud.behave("late", after=0.8)
+        cloud.behave("late", after=1.0)
         text, answer, _ = await ask(chain)
         assert (text, answer.backend) == (ANSWER, "groq")
         assert status(chain).state == "online"
@@ -135,7 +138,7 @@ async def test_everybody_silent_has_an_end(make_chain: MakeChain, cloud: FakeGro
     engine.server.behave("late")
     async with make_chain(**QUICK) as chain:
         with pytest.raises(NoAnswer):
-            await asyncio.wait_for(ask(chain), 10)
+            await asyncio.wait_for(ask(chain), 30)
 
 
 @pytest.mark.parametrize(("kind", "options"), [
@@ -143,7 +146,7 @@ async def test_everybody_silent_has_an_end(make_chain: MakeChain, cloud: FakeGro
     ("error_in_stream", {"words": 8})])
 async def test_a_stream_that_breaks_is_not_begun_again(make_chain: MakeChain, cloud: FakeGroq, engine: FakeEngine,
                                                        kind: str, options: dict[str, Any]) -> None:
-    async with make_chain(**QUICK) as chain:
+    async with make_chain(next_token_deadline_s=1.0) as chain:
         await settled(chain)
         cloud.behave(kind, **options)
         answer = await chain.ask(question())
@@ -163,14 +166,14 @@ async def test_a_dripping_stream_is_given_up(make_chain: MakeChain, cloud: FakeG
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotpind.chat.runner.SLOW_GRACE_S", 0.5)
     monkeypatch.setattr("hotpind.chat.runner.SLOWEST_WORDS_PER_S", 8.0)
-    cloud.answer = "one two three four five six seven eight nine ten " * 3
+    cloud.answer = "one two three four five six seven eight nine ten " * 12
     async with make_chain() as chain:
         await settled(chain)
         cloud.behave("drip", every=0.25)
         begun = time.monotonic()
         with pytest.raises(StreamBroke, match="too slowly"):
             await ask(chain)
-        assert time.monotonic() - begun < 5, "all words would take 7 s"
+        assert time.monotonic() - begun < 20, "all words would take 30 s"
 
 
 @pytest.mark.parametrize(("kind", "options", "expected"), [
@@ -206,13 +209,13 @@ async def test_a_dead_line_at_the_start_costs_no_turn(make_chain: MakeChain, clo
 async def test_what_happens_after_the_last_word_costs_nothing(
         make_chain: MakeChain, cloud: FakeGroq, nothing_left: Callable[[], Awaitable[None]], kind: str,
         options: dict[str, Any], where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "DRAIN_S", 0.1)
+    monkeypatch.setattr(streaming, "DRAIN_S", 1.0)
     await nothing_left()
     async with FakeGroq(key=None) as box:
         box.models = ["qwen"]
         tables = [{"name": "box", "url": box.openai_url, "model": "qwen", "before_groq": where == "box"}]
         service = box if where == "box" else cloud
-        async with make_chain(backend=tables, **QUICK) as chain:
+        async with make_chain(backend=tables) as chain:
             await settled(chain)
             service.behave(kind, **options, times=1)
             begun = time.monotonic()
@@ -222,7 +225,7 @@ async def test_what_happens_after_the_last_word_costs_nothing(
                 # The end of the connection is waited for (DRAIN_S) by nobody who listens.
                 assert not service.questions[0].dropped
                 assert chain._runners
-                assert time.monotonic() - begun < 5
+                assert time.monotonic() - begun < 10
             await until(lambda: not chain._runners)
             assert status(chain, where).state == "online", "a whole answer is no fault"
             assert (await ask(chain))[1].backend == where

@@ -9,7 +9,7 @@ import pytest
 
 from hotpind.chat import chain as chain_module
 from hotpind.chat.key import CREDENTIAL, Secret, store_key
-from tests.chat.asking import QUICK, ask, fast_probes, settled, status
+from tests.chat.asking import ask, fast_probes, settled, status
 from tests.chat.conftest import FakeEngine, MakeChain
 from tests.fakes.groq import FakeGroq
 from tests.waiting import until
@@ -55,9 +55,10 @@ async def test_the_second_in_line_is_not_called_late_for_beginning_late(make_cha
                                                                         cloud: FakeGroq) -> None:
     async with FakeGroq(key=None) as box:
         box.models = ["qwen"]
-        box.behave("late", after=0.5)
+        box.behave("late", after=10.0)
         tables = [{"name": "box", "url": box.openai_url, "model": "qwen"}]
-        async with make_chain(backend=tables, **QUICK) as chain:
+        # It is asked a second later, and at the deadline it has not had its own time yet.
+        async with make_chain(backend=tables, first_token_deadline_s=2.0) as chain:
             await settled(chain)
             cloud.behave("late")
             assert (await ask(chain))[1].backend == "local"
@@ -69,7 +70,7 @@ async def test_a_better_backend_gets_the_floor_at_the_deadline(make_chain: MakeC
     async with FakeGroq(key=None) as box:
         box.models, box.answer = ["qwen"], "This is the box."
         tables = [{"name": "box", "url": box.openai_url, "model": "qwen"}]
-        async with make_chain(backend=tables, **QUICK) as chain:
+        async with make_chain(backend=tables, first_token_deadline_s=2.0) as chain:
             await settled(chain)
             cloud.behave("late")
             text, answer, _ = await ask(chain)

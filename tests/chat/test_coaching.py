@@ -103,7 +103,7 @@ async def say(backend: LocalBackend, messages: tuple[Message, ...]) -> str:
 async def test_the_default_model_answers_easy_questions(local: tuple[LocalBackend, LocalModel]) -> None:
     easy = [question for question in load_questions() if question.easy]
     assert len(easy) >= 10
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(240):
         answers = {question.ask: await say(local[0], question.messages) for question in easy}
     wrong = {question.ask: answers[question.ask] for question in easy if not question.right(answers[question.ask])}
     # Processors round differently, so that one close decision may fall the other way.

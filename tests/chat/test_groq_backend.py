@@ -193,7 +193,7 @@ async def test_each_fault_has_its_error_and_leaves_nothing(
     with pytest.raises(BackendError) as caught:
         await ask(backend, quiet_s=0.3)
     assert type(caught.value) is expected
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
     await backend.close()
     await nothing_left()
     for leaked in (KEY, "capital of France"):
@@ -273,7 +273,7 @@ async def test_a_name_that_cannot_be_found_or_hangs(make: MakeGroq) -> None:
     let_go = threading.Event()
 
     def hanging(*_: object, **__: object) -> list[object]:
-        let_go.wait(10)
+        let_go.wait(60)
         return []
 
     for getaddrinfo in (unknown, hanging):
@@ -281,7 +281,7 @@ async def test_a_name_that_cannot_be_found_or_hangs(make: MakeGroq) -> None:
         begun = time.monotonic()
         with pytest.raises(BackendUnreachable, match=r"api\.groq\.invalid"):
             await ask(backend)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 20
     let_go.set()
 
 
@@ -420,9 +420,9 @@ async def test_a_silent_list_is_the_lines_fault(make: MakeGroq, cloud: FakeGroq)
 
 async def test_a_probe_tells_how_long_the_answer_took_without_the_list(make: MakeGroq, cloud: FakeGroq) -> None:
     backend = await make()
-    cloud.list_s = 0.5
+    cloud.list_s = 2.0
     cloud.behave("late", after=0.1)
-    assert 0.05 < await backend.probe(Probe.ANSWER, quiet_s=5) < 0.4
+    assert 0.05 < await backend.probe(Probe.ANSWER, quiet_s=10) < 1.8
 
 
 async def test_a_question_about_an_earlier_picture_goes_to_the_model_with_eyes(make: MakeGroq, cloud: FakeGroq) -> None:

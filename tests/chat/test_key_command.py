@@ -8,6 +8,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from hotpind.cli.key import Places, places
 from hotpind.config.schema import Config
 from hotpind.errors import OperatorError
 from tests.fakes.groq import KEY, FakeGroq
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def cloud_url() -> Iterator[str]:
 
     thread = threading.Thread(target=serve)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     yield url[0]
     over.set()
     thread.join(10)
@@ -135,10 +137,11 @@ def test_the_terminal_does_not_show_it(settings: Path, tmp_path: Path) -> None:
                                env={**os.environ, "GROQ_API_KEY": "", "STATE_DIRECTORY": ""}, start_new_session=True)
     os.close(child)
     seen = b""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while b"not shown" not in seen and time.monotonic() < end:
         seen += os.read(parent, 1024)
-    time.sleep(0.2)  # the prompt appears a moment before the echo is switched off
+    # The prompt appears a moment before the echo is switched off, and what was typed before that is dropped.
+    wait_until(lambda: not termios.tcgetattr(parent)[3] & termios.ECHO, 30)
     os.write(parent, f"{KEY}\n".encode())
     while True:
         try:
@@ -149,7 +152,7 @@ def test_the_terminal_does_not_show_it(settings: Path, tmp_path: Path) -> None:
             break
         seen += piece
     os.close(parent)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert b"is stored" in seen
     assert KEY.encode() not in seen
     assert (tmp_path / "state" / CREDENTIAL).read_text().strip() == KEY

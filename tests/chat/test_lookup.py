@@ -41,8 +41,8 @@ async def test_a_hanging_lookup_costs_its_askers_only_their_patience() -> None:
     names = Names()
     lookup = NameLookup(names)
     begun = time.monotonic()
-    results = await asyncio.gather(*(lookup.find("a", 1, timeout_s=0.2) for _ in range(10)), return_exceptions=True)
-    assert time.monotonic() - begun < 1
+    results = await asyncio.gather(*(lookup.find("a", 1, timeout_s=1.0) for _ in range(10)), return_exceptions=True)
+    assert time.monotonic() - begun < 5, "all at once"
     assert all(isinstance(result, BackendUnreachable) for result in results)
     assert names.asked == ["a"], "ten askers, one thread"
     names.go.set()
@@ -58,21 +58,21 @@ async def test_a_lost_packet_is_not_waited_for_for_ever(monkeypatch: pytest.Monk
             await lookup.find("a", 1, timeout_s=0.1)
     assert len(names.asked) == HANGING, "but the threads are bounded"
     names.go.set()
-    for _ in range(100):
+    for _ in range(500):
         if not any(thread.name == "name-lookup" for thread in threading.enumerate()):
             break
         await asyncio.sleep(0.02)
-    assert await lookup.find("a", 1, timeout_s=1)
+    assert await lookup.find("a", 1, timeout_s=5)
 
 
 async def test_the_event_loops_own_threads_stay_free() -> None:
     names = Names()
     lookup = NameLookup(names)
-    askers = [asyncio.ensure_future(lookup.find(f"host{index}", 1, timeout_s=5)) for index in range(40)]
+    askers = [asyncio.ensure_future(lookup.find(f"host{index}", 1, timeout_s=20)) for index in range(40)]
     await asyncio.sleep(0.05)
     begun = time.monotonic()
     await asyncio.to_thread(int)
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 5
     names.go.set()
     await asyncio.gather(*askers)
 
@@ -105,7 +105,7 @@ def test_a_lookup_may_outlive_its_loop() -> None:
 
     begun = time.monotonic()
     asyncio.run(ask())
-    assert time.monotonic() - begun < 1, "the loop's end does not wait for the thread"
+    assert time.monotonic() - begun < 5, "the loop's end does not wait for the thread"
     names.go.set()
 
 

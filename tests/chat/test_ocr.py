@@ -80,15 +80,16 @@ def counts(readings: Path, *, takes_s: float = 0.2) -> str:
             f" time.sleep({takes_s}); say(data)")
 
 
-@pytest.mark.parametrize("wait_s", [0.0, 0.5], ids=["under way", "done"])
-async def test_what_was_read_ahead_is_not_read_again(tmp_path: Path, wait_s: float) -> None:
+@pytest.mark.parametrize("done", [False, True], ids=["under way", "done"])
+async def test_what_was_read_ahead_is_not_read_again(tmp_path: Path, done: bool) -> None:
     readings = tmp_path / "readings"
     async with reader(counts(readings)) as ocr:
         for _ in range(3):
             ocr.expect([picture(b"sign")])
         await until(readings.exists)
-        await asyncio.sleep(wait_s)
-        assert await ocr.read([picture(b"sign")], deadline_s=0.05 if wait_s else 10) == ["sign"]
+        if done:
+            await until(lambda: not ocr._jobs.running)
+        assert await ocr.read([picture(b"sign")], deadline_s=0.05 if done else 10) == ["sign"]
         assert readings.read_text() == "x"
         assert await ocr.read([picture(b"another")], deadline_s=10) == ["another"]
     assert readings.read_text() == "xx"
@@ -100,7 +101,7 @@ async def test_a_reading_under_way_keeps_the_question_s_deadline(tmp_path: Path)
         await until((tmp_path / "readings").exists)
         begun = time.monotonic()
         assert await ocr.read([picture()], deadline_s=0.1) == []
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 20
 
 
 async def test_a_picture_nobody_asked_about_is_soon_forgotten(tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ async def test_closing_ends_what_is_read_ahead(tmp_path: Path, nothing_left: Cal
     async with reader(counts(tmp_path / "readings", takes_s=60)) as ocr:
         ocr.expect([picture(b"one"), picture(b"two")])
         await until((tmp_path / "readings").exists)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await ocr.close()
     assert not ocr._jobs.running
     ocr.expect([picture()])

@@ -135,7 +135,7 @@ async def test_each_fault_has_its_error(cloud: FakeGroq, nothing_left: Callable[
     with pytest.raises(BackendError) as caught:
         await ask(nas, quiet_s=0.3)
     assert type(caught.value) is expected
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
     assert KEY not in str(caught.value)
     cloud.behave()
     assert text(await ask(nas)) == ANSWER, "and the client is as good as before"
@@ -199,12 +199,12 @@ async def test_a_connection_that_is_not_taken() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=0)
     port = listener.getsockname()[1]
     blockers = [asyncio.ensure_future(asyncio.open_connection("127.0.0.1", port)) for _ in range(4)]
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.5)
     nas = client(f"http://127.0.0.1:{port}/v1")
     begun = time.monotonic()
     with pytest.raises(BackendUnreachable):
         await ask(nas)
-    assert 0.4 < time.monotonic() - begun < 5
+    assert 0.4 < time.monotonic() - begun < 20
     await nas.close()
     for blocker in blockers:
         blocker.cancel()

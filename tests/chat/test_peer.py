@@ -59,7 +59,7 @@ def server(model: Path) -> Iterator[str]:
     assert port, "the server did not start"
     yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGTERM)
-    process.wait(10)
+    process.wait(30)
 
 
 async def answer(chain: Chain, text: str, *pictures: Picture) -> tuple[str, str, str]:

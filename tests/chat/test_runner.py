@@ -75,7 +75,7 @@ async def test_after_the_last_word_nothing_is_a_fault_and_nothing_lasts(end: Cal
     if end is stalls:
         assert not runner.task.done(), "the listener has the whole answer before the end of the connection"
     await runner.stop()
-    await asyncio.wait_for(runner.task, 8)
+    await asyncio.wait_for(runner.task, 30)
     assert backend.closed
     assert broke == []
 
@@ -168,9 +168,9 @@ async def test_who_comes_too_late_to_listen_is_told_so(monkeypatch: pytest.Monke
     words = " ".join(f"word{number}" for number in range(runner_module.QUEUED * 2))
     runner = Runner(Script(*[(0, f"{word} ") for word in words.split()]), ChatRequest((Message("user", "x"),)),
                     pace=PACE, max_words=1000, changed=lambda: None, broke=lambda _: None)
-    await asyncio.wait_for(runner.task, 5)
-    said = [await asyncio.wait_for(runner.next(), 1) for _ in range(runner_module.QUEUED)]
+    await asyncio.wait_for(runner.task, 30)
+    said = [await asyncio.wait_for(runner.next(), 10) for _ in range(runner_module.QUEUED)]
     assert words.startswith("".join(text or "" for text in said))
     for _ in range(2):
         with pytest.raises(StreamBroke):
-            await asyncio.wait_for(runner.next(), 1)
+            await asyncio.wait_for(runner.next(), 10)

@@ -20,9 +20,9 @@ from tests.waiting import until
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 
-STARTED_S = 90.0
-GONE_S = 6.0
-"""The engines have 5 s to end."""
+STARTED_S = 200.0
+GONE_S = 15.0
+"""The engines have 5 s to end, and the interpreter takes its time on a busy machine."""
 NOBODY = Attribution(name="nobody", url="")
 PROGRAM = Info(tts=[TtsProgram(name="mute", attribution=NOBODY, installed=True, description=None, version=None, voices=[
     TtsVoice(name="mute", attribution=NOBODY, installed=True, description=None, version=None, languages=["en"])])])
@@ -100,7 +100,7 @@ async def test_it_ends_at_once_in_the_middle_of_the_self_test(tmp_path: Path, ar
         await asyncio.sleep(0.3)
         assert daemon.process.poll() is None
         daemon.process.send_signal(number)
-        assert await ended(daemon, 30) == expected, daemon.log
+        assert await ended(daemon, 60) == expected, daemon.log
         assert time.monotonic() - asked_at < GONE_S
     assert "Traceback" not in daemon.log
     assert "ready:" not in daemon.log

@@ -86,7 +86,7 @@ async def test_every_address_of_a_name_is_tried(port: int) -> None:
 async def test_a_silent_name_server_is_a_sentence(silent: Names) -> None:
     server = RemoteServer("speech-to-text", "tcp://ears.lan:10300", resolver(silent))
     watching = asyncio.create_task(server.watch())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not server.fault:
             await asyncio.sleep(0.01)
     watching.cancel()
@@ -108,7 +108,7 @@ async def test_deadlines_hold_even_for_a_patient_resolver(silent: Names, monkeyp
             pass
     with pytest.raises(EngineUnavailable):
         await ask("tcp://ears.lan:10300", patient)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 DAEMON = textwrap.dedent("""
@@ -149,6 +149,6 @@ def test_a_daemon_stops_at_once_although_a_lookup_hangs(tmp_path: Path) -> None:
             begun = time.monotonic()
             process.terminate()
             process.wait(50)
-            assert time.monotonic() - begun < 20
+            assert time.monotonic() - begun < 40
         finally:
             process.kill()

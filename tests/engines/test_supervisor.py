@@ -41,7 +41,7 @@ ENGINE = textwrap.dedent("""
                 os.abort()
             if event.type == "die slowly":
                 os.unlink(args.socket)
-                asyncio.get_running_loop().call_later(0.3, os.abort)
+                asyncio.get_running_loop().call_later(1.5, os._exit, 1)
                 return False
             if event.type == "chatter":
                 print("x" * 2 ** 20, flush=True)
@@ -83,7 +83,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     await asyncio.gather(*(engine.stop() for engine in engines))
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
@@ -92,7 +92,7 @@ async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 async def test_it_serves_a_private_socket_and_tells_its_facts(make: Make) -> None:
     engine = make()
     engine.start()
-    socket = await engine.ready(20)
+    socket = await engine.ready(60)
     await ping_wyoming(socket)
     assert socket.stat().st_mode & 0o777 == 0o600
     assert engine.facts["colour"] == "blue"
@@ -106,7 +106,7 @@ async def test_a_priority_that_cannot_be_set_is_told_and_does_not_stop_it(
     monkeypatch.setattr(os, "setpriority", denied)
     engine = make()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     assert "runs at the daemon's own priority (Operation not permitted)" in caplog.text
 
 
@@ -114,13 +114,13 @@ async def test_a_priority_that_cannot_be_set_is_told_and_does_not_stop_it(
 async def test_a_crash_is_followed_by_a_restart(make: Make, number: signal.Signals) -> None:
     engine = make()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     first = engine.pid
     assert first is not None
     os.kill(first, number)
-    await until(lambda: engine.restarts == 1)
+    await until(lambda: engine.restarts >= 1)
     assert engine.detail or engine.state is not EngineState.WAITING
-    await engine.ready(20)
+    await engine.ready(60)
     assert engine.pid not in {None, first}
     await ping_wyoming(engine.spec.socket)
 
@@ -128,26 +128,28 @@ async def test_a_crash_is_followed_by_a_restart(make: Make, number: signal.Signa
 async def test_a_request_past_its_deadline_replaces_the_engine(make: Make) -> None:
     engine = make()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     first = engine.pid
     with pytest.raises(EngineTimeout, match="no answer within 0 s"):
         async with conversation(EngineEndpoint(engine), 0.3) as client:
             await client.read_event()
-    await engine.ready(20)
+    await engine.ready(60)
     await until(lambda: engine.pid not in {None, first})
 
 
-async def test_a_request_to_a_dying_engine_waits_for_the_next_one(make: Make) -> None:
+async def test_a_request_to_a_dying_engine_waits_for_the_next_one(
+        make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "DYING_S", 15.0)
     engine = make()
     endpoint = EngineEndpoint(engine)
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     first = engine.pid
-    async with conversation(endpoint, 5) as client:
+    async with conversation(endpoint, 30) as client:
         await client.write_event(Event("die slowly"))
         assert await client.read_event() is None
     assert engine.state is EngineState.READY, "its death is not known yet"
-    async with conversation(endpoint, 5) as client:
+    async with conversation(endpoint, 30) as client:
         await client.write_event(Ping().event())
         event = await client.read_event()
     assert event is not None
@@ -158,9 +160,9 @@ async def test_a_request_to_a_dying_engine_waits_for_the_next_one(make: Make) ->
 async def test_a_request_after_a_replacement_waits_for_the_next_one(make: Make) -> None:
     engine = make()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     engine.replace("it hangs")
-    async with conversation(EngineEndpoint(engine), 5) as client:
+    async with conversation(EngineEndpoint(engine), 30) as client:
         await client.write_event(Ping().event())
         assert await client.read_event() is not None
 
@@ -170,14 +172,14 @@ async def test_a_stopped_engine_is_found_while_a_request_waits(make: Make, monke
     monkeypatch.setattr(supervisor, "BEAT_DEADLINE_S", 0.5)
     engine = make()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     assert engine.pid is not None
     first = psutil.Process(engine.pid)
     first.suspend()
     with engine.request():
-        await until(lambda: engine.restarts == 1)
+        await until(lambda: engine.restarts >= 1)
     assert not first.is_running()
-    await engine.ready(20)
+    await engine.ready(60)
 
 
 async def test_an_idle_engine_is_found_too(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,10 +187,10 @@ async def test_an_idle_engine_is_found_too(make: Make, monkeypatch: pytest.Monke
     monkeypatch.setattr(supervisor, "BEAT_DEADLINE_S", 0.5)
     engine = make()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     assert engine.pid is not None
     psutil.Process(engine.pid).suspend()
-    await until(lambda: engine.restarts == 1)
+    await until(lambda: engine.restarts >= 1)
 
 
 async def test_an_engine_that_cannot_be_used_says_why_and_is_tried_again(
@@ -203,7 +205,7 @@ async def test_an_engine_that_cannot_be_used_says_why_and_is_tried_again(
     engine = make(find=find)
     engine.start()
     with pytest.raises(EngineUnavailable, match=r"model\.bin: the file is truncated"):
-        await engine.ready(20)
+        await engine.ready(60)
     assert engine.state is EngineState.UNUSABLE
     broken = False
     await until(lambda: engine.state is EngineState.READY)
@@ -213,7 +215,7 @@ async def test_a_refusal_of_the_child_is_its_sentence(make: Make) -> None:
     engine = make("--refuse", "the voice has\nno speakers")
     engine.start()
     with pytest.raises(EngineUnavailable, match="the voice has no speakers"):
-        await engine.ready(20)
+        await engine.ready(60)
 
 
 ROTTEN = "model.bin is broken: expected SHA-256 11, found 22; fetch it again"
@@ -232,7 +234,7 @@ async def test_an_engine_that_does_not_live_has_its_model_read(make: Make, monke
     engine = make("--crash", check=check)
     engine.start()
     with pytest.raises(EngineUnavailable, match="expected SHA-256 11, found 22"):
-        await engine.ready(30)
+        await engine.ready(60)
     assert engine.state is EngineState.UNUSABLE
     assert engine.restarts == supervisor.DOUBTFUL_LIVES
     await until(lambda: len(threads) >= 3)
@@ -251,26 +253,26 @@ async def test_a_refusal_because_of_a_broken_model_says_what_to_do(make: Make) -
     engine = make("--refuse", "the voice cannot be parsed", check=check)
     engine.start()
     with pytest.raises(EngineUnavailable, match="fetch it again"):
-        await engine.ready(20)
+        await engine.ready(60)
 
 
 async def test_an_intact_model_leaves_the_refusal_as_it_is(make: Make) -> None:
     engine = make("--refuse", "the voice has no speakers", check=lambda: None)
     engine.start()
     with pytest.raises(EngineUnavailable, match="the voice has no speakers"):
-        await engine.ready(20)
+        await engine.ready(60)
 
 
 async def test_stopping_ends_even_a_stopped_process_within_its_deadline(make: Make) -> None:
     engine = make()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     assert engine.pid is not None
     process = psutil.Process(engine.pid)
     process.suspend()
     begun = time.monotonic()
     await engine.stop()
-    assert time.monotonic() - begun < supervisor.STOP_DEADLINE_S + 1
+    assert time.monotonic() - begun < supervisor.STOP_DEADLINE_S + 10
     assert not process.is_running()
     assert not engine.spec.socket.exists()
 
@@ -278,7 +280,7 @@ async def test_stopping_ends_even_a_stopped_process_within_its_deadline(make: Ma
 async def test_a_start_while_it_is_stopped_begins_a_life_of_its_own(make: Make) -> None:
     engine = make()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     assert engine.pid is not None
     first = psutil.Process(engine.pid)
     stopping = asyncio.create_task(engine.stop())
@@ -287,7 +289,7 @@ async def test_a_start_while_it_is_stopped_begins_a_life_of_its_own(make: Make) 
     await stopping
     assert not first.is_running()
     assert engine.state is EngineState.STARTING
-    socket = await engine.ready(20)
+    socket = await engine.ready(60)
     await ping_wyoming(socket)
     assert engine.restarts == 0
 
@@ -296,7 +298,7 @@ async def test_a_start_while_it_is_stopped_begins_a_life_of_its_own(make: Make) 
 async def test_every_stop_waits_for_the_end_of_the_process(make: Make, again: bool) -> None:
     engine = make()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     assert engine.pid is not None
     first = psutil.Process(engine.pid)
     stopping = asyncio.create_task(engine.stop())
@@ -314,7 +316,7 @@ async def test_every_stop_waits_for_the_end_of_the_process(make: Make, again: bo
 async def test_a_stop_that_is_cancelled_is_cancelled_and_the_process_ends_all_the_same(make: Make) -> None:
     engine = make()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     assert engine.pid is not None
     first = psutil.Process(engine.pid)
     stopping = asyncio.create_task(engine.stop())
@@ -328,21 +330,21 @@ async def test_a_stop_that_is_cancelled_is_cancelled_and_the_process_ends_all_th
 async def test_a_life_begun_after_a_replacement_and_a_stop_can_be_replaced_too(make: Make) -> None:
     engine = make()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     engine.replace("it hangs")
     await engine.stop()
     engine.start()
-    await engine.ready(20)
+    await engine.ready(60)
     engine.replace("it hangs again")
-    await until(lambda: engine.restarts == 1)
-    await engine.ready(20)
+    await until(lambda: engine.restarts >= 1)
+    await engine.ready(60)
 
 
 async def test_what_a_library_prints_does_not_block_the_engine(make: Make) -> None:
     engine = make()
     engine.start()
-    await engine.ready(20)
-    async with conversation(EngineEndpoint(engine), 5) as client:
+    await engine.ready(60)
+    async with conversation(EngineEndpoint(engine), 30) as client:
         for _ in range(3):
             await client.write_event(Event("chatter"))
         await client.write_event(Ping().event())
@@ -354,12 +356,12 @@ async def test_what_a_library_prints_does_not_block_the_engine(make: Make) -> No
 async def test_garbage_does_not_end_the_engine(make: Make) -> None:
     engine = make()
     engine.start()
-    socket = await engine.ready(20)
+    socket = await engine.ready(60)
     for garbage in (b"\0" * 100, b"{}\n", b'{"type": 5}\n', b"[" * 5000 + b"\n", b'{"type":"x","data_length":-1}\n'):
         reader, writer = await asyncio.open_unix_connection(socket)
         writer.write(garbage)
         writer.write_eof()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await reader.read()
         writer.close()
     await ping_wyoming(socket)
@@ -377,7 +379,7 @@ def test_no_orphan_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
             script, socket = {str(tmp_path / 'engine.py')!r}, Path({str(tmp_path / 'e')!r})
             engine = Engine(EngineSpec("test", lambda: [script], socket, alive))
             engine.start()
-            await engine.ready(20)
+            await engine.ready(60)
             print(engine.pid, flush=True)
             await asyncio.sleep(60)
         asyncio.run(main())
@@ -387,7 +389,7 @@ def test_no_orphan_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:
     engine.suspend()
     parent.kill()
     parent.wait()
-    psutil.wait_procs([engine], timeout=5)
+    psutil.wait_procs([engine], timeout=15)
     assert not engine.is_running()
 
 
@@ -416,7 +418,7 @@ async def test_whatever_a_library_raises_is_told_and_tried_again(
     engine = make(find=find)
     engine.start()
     with pytest.raises(EngineUnavailable, match="ImportError: Using SOCKS proxy, but the package is not installed"):
-        await engine.ready(20)
+        await engine.ready(60)
     assert engine.state is EngineState.UNUSABLE
     await until(lambda: engine.state is EngineState.READY)
     assert sum("SOCKS" in record.message for record in caplog.records) == 1
@@ -435,10 +437,10 @@ async def test_every_kind_of_missing_sign_of_life_replaces_the_engine(
 
     engine.spec = dataclasses.replace(engine.spec, alive=sick)
     engine.start()
-    await engine.ready(20)
-    await until(lambda: engine.restarts == 1)
+    await engine.ready(60)
+    await until(lambda: engine.restarts >= 1)
     failing = False
-    await engine.ready(20)
+    await engine.ready(60)
 
 
 async def test_stopping_does_not_wait_for_what_is_being_fetched(make: Make) -> None:
@@ -450,8 +452,8 @@ async def test_stopping_does_not_wait_for_what_is_being_fetched(make: Make) -> N
 
     engine = make(find=find)
     engine.start()
-    await asyncio.to_thread(begun.wait, 10)
-    async with asyncio.timeout(5):
+    await asyncio.to_thread(begun.wait, 30)
+    async with asyncio.timeout(20):
         await engine.stop()
     assert any(thread.name == "find test" and thread.daemon for thread in threading.enumerate())
     go_on.set()

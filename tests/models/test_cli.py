@@ -114,14 +114,14 @@ def test_on_a_terminal_there_are_bars(two: ModelStore, hub: Hub) -> None:
                                stderr=theirs, env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"})
     os.close(theirs)
     seen = b""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         if select.select([terminal], [], [], 0.2)[0]:
             try:
                 seen += os.read(terminal, 65536)
             except OSError:
                 break
-    process.wait(10)
+    process.wait(30)
     os.close(terminal)
     assert process.returncode == 0
     assert "━".encode() in seen

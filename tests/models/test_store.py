@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from hotpind.models.catalogue import Role
 from hotpind.models.store import ModelStore
 from tests.models.hub_server import Hub
 from tests.models.samples import a_gguf, a_voice_config, a_wheel, an_onnx, hub_model, sha256, wheel_model
+from tests.waiting import wait_until
 
 StoreOf = Callable[[str], ModelStore]
 REPO = "someone/models"
@@ -211,10 +211,9 @@ def test_a_second_thread_waits_for_the_first(store: ModelStore) -> None:
     with files_module.locked(store.root / ".locks" / "m", notes.append):
         thread = threading.Thread(target=store.ensure, args=("m", lambda report: notes.append(report.note)))
         thread.start()
-        time.sleep(0.5)
+        wait_until(lambda: any(f"waiting for process {os.getpid()}," in note for note in [*notes]), 30)
         assert store.installed("m") is None
-        assert any(f"waiting for process {os.getpid()}," in note for note in notes)
-    thread.join(20)
+    thread.join(60)
     assert store.installed("m")
 
 

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,19 +20,18 @@ from tests.places import TOP
 as_root_only = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 ANYBODY = "nobody"
 HOLD = """
-import fcntl, sys, time
+import fcntl, sys
 with open(sys.argv[1], "w") as lock:
     fcntl.lockf(lock, fcntl.LOCK_EX)
     print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.readline()
 """
 
 
 @pytest.fixture
 def open_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder that other users reach, unlike pytest's own."""
-    folder = Path("/tmp") / f"hotpin-test-{os.getpid()}"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="hotpin-test-", dir="/tmp"))
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
@@ -41,7 +42,7 @@ def bash(script: str, *, top: Path = TOP, user: str = "", **environ: str) -> sub
     command = ["bash", "-euo", "pipefail", "-c", f"source {top}/scripts/lib.sh\n{script}"]
     if user:
         command = ["runuser", "-u", user, "--", *command]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60,
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120,
                           env={**os.environ, "HOME": "/root" if not user else "/nonexistent", **environ})
 
 
@@ -76,16 +77,20 @@ def test_an_interrupted_installation_is_finished_when_the_one_before_has_let_go(
     for name in ("updates", "info", "triggers"):
         (tmp_path / name).mkdir()
     configure = f"env LC_ALL=C dpkg --admindir={tmp_path} --configure -a"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lock-frontend"), "4"], text=True,
-                          stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lock-frontend")], text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder, ThreadPoolExecutor(1) as thread:
+        assert holder.stdin is not None
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        assert "lock" in bash(configure).stderr, "dpkg itself does not wait"
-        began = time.monotonic()
-        done = bash(f"when_unlocked {configure}")
-        took = time.monotonic() - began
+        try:
+            assert "lock" in bash(configure).stderr, "dpkg itself does not wait"
+            waiting = thread.submit(bash, f"when_unlocked {configure}")
+            time.sleep(2.5)
+            assert not waiting.done(), waiting.result()
+        finally:
+            holder.stdin.close()
+        done = waiting.result(60)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert took > 1
     # Any other failure is one at once.
     failed = bash("when_unlocked sh -c 'echo broken; exit 3' || exit $?")
     assert (failed.returncode, "broken" in failed.stdout) == (3, True)
@@ -186,6 +191,6 @@ def test_another_users_package_begins_with_building_llama_for_them(tmp_path: Pat
                 break
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=120)
     assert "llama.cpp is built once" in said, said
     assert process.returncode == 130, said + rest
