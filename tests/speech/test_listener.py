@@ -22,7 +22,7 @@ from hotpind.speech.audio import PIN_RATE
 from hotpind.speech.endpoint import EngineEndpoint, RemoteEndpoint, Ticket
 from hotpind.speech.listener import PENDING, SEAM_S, TAIL, Listener
 from hotpind.speech.stt import Transcriber, Urgency
-from tests.appliance.recordings import Recording, cards, librivox, not_speech, word_error_rate
+from tests.appliance.recordings import Recording, cards, letter_error_rate, librivox, not_speech, word_error_rate, words
 from tests.waiting import until
 
 pytestmark = pytest.mark.models
@@ -38,7 +38,7 @@ async def transcriber(tmp_path: Path) -> AsyncIterator[Transcriber]:
     config = Config()
     engine = Engine(whisper_spec(config, tmp_path, lambda: store.resolve(config.stt.model, Role.STT).main))
     engine.start()
-    await engine.ready(30)
+    await engine.ready(90)
     yield Transcriber(EngineEndpoint(engine), language="en", deadline_s=30)
     await engine.stop()
 
@@ -67,9 +67,28 @@ async def hear(listener: Listener, pcm: bytes, *, pace: float = 1.0) -> str:
 async def test_the_text_is_ready_before_eos_when_the_speaker_has_paused(listen: Listen) -> None:
     recording = cards()[4]
     listener = listen()
-    text = await hear(listener, recording.pcm + ROOM + ROOM)
+    for start in range(0, len(recording.pcm), FRAME):
+        listener.feed(recording.pcm[start:start + FRAME])
+        await asyncio.sleep(FRAME_S)
+
+    def heard_to_its_end() -> bool:
+        ahead, tracker = listener._ahead, listener.tracker
+        return (tracker.position > len(recording.pcm) // 2 + PIN_RATE // 2 and ahead is not None and ahead.task.done()
+                and ahead.speech_end == tracker.speech_end)
+
+    # The room is silent for as long as the engine needs.
+    async with asyncio.timeout(30):
+        while not heard_to_its_end():
+            listener.feed(ROOM[:FRAME])
+            await asyncio.sleep(FRAME_S)
+    text = await listener.finish()
     assert listener.ready_ahead
-    assert word_error_rate([(recording.text, text)]) <= 0.3
+    assert letter_error_rate(recording.text, text) <= 0.4, text
+
+
+def miscounted(pairs: list[tuple[str, str]]) -> int:
+    """Return how many words are too many or missing: one that is only misheard is there, one at a seam may not be."""
+    return sum(abs(len(words(heard)) - len(words(text))) for text, heard in pairs)
 
 
 @pytest.mark.slow
@@ -81,7 +100,8 @@ async def test_no_word_is_lost_or_doubled_at_a_seam(listen: Listen, transcriber:
     text = await hear(listener, whole.pcm)
     assert listener.seams >= 1
     at_once = await transcriber.transcribe(whole.pcm, Urgency.FINAL)
-    assert word_error_rate([(whole.text, text)]) <= max(0.10, word_error_rate([(whole.text, at_once)]) + 0.05), text
+    assert letter_error_rate(whole.text, text) <= letter_error_rate(whole.text, at_once) + 0.10, text
+    assert miscounted([(whole.text, text)]) <= miscounted([(whole.text, at_once)]) + 2, text
 
 
 @pytest.mark.slow
@@ -92,14 +112,17 @@ async def test_listening_ahead_is_as_accurate_as_hearing_it_all_at_the_end(liste
             heard = await hear(listen(ahead=ahead), recording.pcm + ROOM, pace=0.5 if ahead else 0)
             pairs[ahead].append((recording.text, heard))
     print({ahead: round(word_error_rate(each), 3) for ahead, each in pairs.items()})
-    assert word_error_rate(pairs[True]) <= word_error_rate(pairs[False]) + 0.03
+    letters = {ahead: sum(letter_error_rate(text, heard) for text, heard in each) / len(each)
+               for ahead, each in pairs.items()}
+    assert letters[True] <= letters[False] + 0.10, pairs
+    assert miscounted(pairs[True]) <= miscounted(pairs[False]) + 2, pairs
 
 
 async def test_speech_right_up_to_eos_is_transcribed_then(listen: Listen) -> None:
     recording = librivox()[1]
     listener = listen()
     text = await hear(listener, recording.pcm, pace=0.2)
-    assert word_error_rate([(recording.text, text)]) <= 0.3
+    assert letter_error_rate(recording.text, text) <= 0.3, text
 
 
 @pytest.mark.parametrize("name", ["silence", "applause", "dog"])
