@@ -91,7 +91,7 @@ class Ambush:
 async def hurt_in_a_turn(daemon: Daemon, pin: Pin, ambush: Ambush, engine: str, moment: Moment,
                          number: signal.Signals, question: bytes) -> PinTurn:
     """Ask, and have an engine hurt meanwhile."""
-    await until(lambda: daemon.family() == ENGINES, 30, lambda: str(daemon.family()))
+    await until(lambda: daemon.family() == ENGINES, 60, lambda: str(daemon.family()))
     hurt = Hurt(daemon, pin, engine, moment, number)
     ambush.hurt = hurt
     watching = asyncio.create_task(hurt.watch())

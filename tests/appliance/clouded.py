@@ -24,9 +24,15 @@ from tests.waiting import until
 QUESTION = next(card for card in cards() if card.text == "seven of clubs")
 """Short: what is heard is not this area's business."""
 KEYS = (f"gsk_turn{number:04}abcdefghijklmnopqrstuvwxyz" for number in itertools.count())
+_VISITS = itertools.count()
 
 SETTINGS = {"CHAT__LOCAL__PRELOAD": "always", "CHAT__LOCAL__MAX_TOKENS": "16", "SPEAKING__LEAD_S": "4"}
 """The local model at hand, and short turns."""
+
+
+def visitor(name: object) -> str:
+    """Return the name of a pin that was never here: what was said is kept by name, and a test may run twice."""
+    return f"{name} {next(_VISITS)}"
 
 
 class Clouded:
@@ -46,7 +52,7 @@ class Clouded:
         self.use_key(next(KEYS))
         seen = len(self.lists())
         self.daemon.process.send_signal(signal.SIGHUP)
-        await until(lambda: len(self.lists()) > seen and self.lists()[-1].finished)
+        await until(lambda: len(self.lists()) > seen and self.lists()[-1].finished, 30)
         await self.until_state("online")
         await asyncio.sleep(0.05)
 
@@ -61,7 +67,7 @@ class Clouded:
         self.fake.key = key
         store_key(self.daemon.root / "state", Secret(key))
 
-    async def until_state(self, state: str, seconds: float = 10.0) -> None:
+    async def until_state(self, state: str, seconds: float = 30.0) -> None:
         """Wait until Groq is in a state, to the daemon."""
         end = asyncio.get_running_loop().time() + seconds
         while (row := await asyncio.to_thread(self.groq))["state"] != state:
@@ -109,7 +115,7 @@ def assert_heard(daemon: Daemon, turn: PinTurn) -> None:
     assert 0.12 * words < turn.playback.received_s < 1.5 + 0.8 * words, (turn.playback.received_s, turn.response)
     if turn.extra["backend"] != "local":
         said = daemon.transcribe(turn.wav)
-        assert letter_error_rate(turn.response, said) <= 0.25, (turn.response, said)
+        assert letter_error_rate(turn.response, said) <= 0.35, (turn.response, said)
 
 
 def history(messages: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -146,7 +152,7 @@ async def clouded(settings: Mapping[str, str] | None = None, *, toml: str = "", 
         try:
             await asyncio.to_thread(daemon.wait_until_serving)
             each = Clouded(cloud, daemon, cloud.key or "")
-            await until(lambda: each.backend("local")["state"] != "loading", 30)
+            await until(lambda: each.backend("local")["state"] != "loading", 90)
             yield each
         finally:
             status = await asyncio.to_thread(daemon.stop)

@@ -22,7 +22,7 @@ import psutil
 
 from tests.places import TOP
 
-START_S = 60.0
+START_S = 120.0
 
 
 class Daemon:
@@ -158,7 +158,7 @@ class Daemon:
         """Have the daemon write down what is said in a WAV file."""
         return str(self.call("POST", "/api/v1/transcribe", wav, "audio/wav")["text"])
 
-    def stop(self, seconds: float = 20.0) -> int:
+    def stop(self, seconds: float = 40.0) -> int:
         """End it with SIGTERM and return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ import pytest
 from hotpind.pin.client import Pin
 from tests.appliance.harness import Daemon, running
 from tests.appliance.pins import assert_conforming
-from tests.appliance.recordings import cards, word_error_rate
+from tests.appliance.recordings import cards, letter_error_rate, librivox, word_error_rate
 from tests.fakes.groq import KEY, FakeGroq
 
 CARD = cards()[4].pcm
@@ -21,8 +21,6 @@ LONG = ("The library opens at nine in the morning. On weekdays it stays open unt
         "Adults may borrow as many as they can carry. A lost book has to be paid for. The reading room is on the "
         "second floor. Please be quiet there. The next reading is on Friday evening.")
 SETTINGS = {"GROQ_API_KEY": KEY}
-
-
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ async def test_the_log_holds_a_line_per_turn_and_nothing_that_was_said(cloud: tu
     async with Pin(daemon.url, "private") as pin:
         turn = await pin.ask(CARD, realtime=False)
     assert turn.answered
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not [line for line in daemon.lines if f"turn {turn.extra['turn']}" in line]:
             await asyncio.sleep(0.05)
     lines = [line for line in daemon.lines if f"turn {turn.extra['turn']}" in line]
@@ -80,7 +78,7 @@ async def test_a_turn_ends_when_its_device_leaves(cloud: tuple[FakeGroq, Daemon]
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.5)
     await asking
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not fake.questions[-1].dropped:
             await asyncio.sleep(0.05)
         while daemon.status()["last_turn"] is None:
@@ -97,7 +95,7 @@ async def test_reset_stops_the_answer_and_unlocks_the_device(cloud: tuple[FakeGr
             await ws.send_bytes(CARD[start:start + 4096])
         await ws.send_str('{"signal":"EOS"}')
         texts, audio = [], 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for message in ws:
                 if message.type is aiohttp.WSMsgType.BINARY:
                     audio += 1
@@ -119,8 +117,9 @@ async def test_an_abandoned_recording_is_not_put_before_the_next_one() -> None:
             talking = asyncio.create_task(pin.ask(cards()[4].pcm, realtime=True))
             await asyncio.sleep(1.5)
             talking.cancel()
+        question = librivox()[1]
         async with Pin(daemon.url, "rebooted") as pin:
-            turn = await pin.ask(cards()[0].pcm, realtime=False, tail_silence_s=0.3)
-        assert turn.answered
+            turn = await pin.ask(question.pcm, realtime=False, tail_silence_s=0.3)
+        assert turn.answered, turn.error
         assert "spades" not in turn.transcript.lower()
-        assert "clubs" in turn.transcript.lower()
+        assert letter_error_rate(question.text, turn.transcript) <= 0.4, turn.transcript

@@ -19,7 +19,7 @@ import pytest_asyncio
 from hotpind.conversation.prompts import BROKEN_OFF, NO_ANSWER
 from hotpind.pin.client import Pin
 from hotpind.pin.result import PinTurn
-from tests.appliance.clouded import KEYS, QUESTION, Clouded, ask, assert_heard, clouded, history
+from tests.appliance.clouded import KEYS, QUESTION, Clouded, ask, assert_heard, clouded, history, visitor
 from tests.fakes.groq import MODELS, FakeGroq
 from tests.waiting import until
 
@@ -28,7 +28,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 SCOUT, QWEN = MODELS
 FACT = "Turnips grow well in cool weather, and many gardeners like them. They are round."
 """What the cloud says: nothing that the local model would say by itself."""
-LATE_S, SILENCE_S = 2.5, 5.0
+LATE_S = 2.5
+PATIENT_S = 30.0
+"""For what takes a few seconds, unless the machine has other things to do."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -76,7 +78,7 @@ LOCAL = [
     Fault("think_aloud", "degraded", "groq was late", late=True),
     # A word is known to be whole when the next one begins.
     Fault("drip", "degraded", "groq was late", {"every": 3.0}, late=True),
-    Fault("rate_limited", "rate-limited", "groq is rate-limited", {"retry_after": 30}),
+    Fault("rate_limited", "rate-limited", "groq is rate-limited", {"retry_after": 90}),
     Fault("unauthorized", "key-rejected", "groq rejected the key"),
     Fault("forbidden", "key-rejected", "groq rejected the key"),
     Fault("malformed", "online", "groq gave no usable answer"),
@@ -109,16 +111,19 @@ def assert_local(appliance: Clouded, turn: PinTurn, reason: str) -> None:
 @pytest.mark.parametrize("fault", LOCAL, ids=str)
 async def test_the_local_model_answers(healthy: Clouded, fault: Fault) -> None:
     lines = len(healthy.changes())
-    healthy.fake.behave(fault.kind, **fault.options)
-    async with Pin(healthy.daemon.url, f"user of {fault}") as pin:
+    # What is out of reach is looked for again soon, and would be found well before the second question.
+    healthy.fake.behave(fault.kind, models_too=fault.state == "offline", **fault.options)
+    async with Pin(healthy.daemon.url, visitor(f"user of {fault}")) as pin:
         before = len(healthy.fake.questions)
         turn = await ask(pin)
         assert_local(healthy, turn, fault.reason)
         stages = turn.extra["timings"]
         thought = stages["first_token"] - stages["transcript"]
         print(f"{fault}: local words after {thought:.2f} s")
-        assert thought < LATE_S + 0.7
-        assert thought > LATE_S - 0.1 if fault.late else thought < 1.0
+        if fault.late:
+            assert LATE_S - 0.1 < thought < LATE_S + 4
+        else:
+            assert thought < LATE_S - 0.2, "the local model did not wait for the deadline"
         # A reset of an idle connection may be the connection's fault, so that one is tried once more.
         assert len(healthy.fake.questions) - before <= (2 if fault.kind in {"reset", "garbage"} else 1)
         row = healthy.groq()
@@ -143,7 +148,7 @@ async def test_the_local_model_answers(healthy: Clouded, fault: Fault) -> None:
             turns = [turn]
         assert await next_history(healthy, pin) == [(each.transcript, each.response) for each in turns]
     if fault.late:
-        await until(lambda: all(request.finished or request.dropped for request in healthy.fake.questions))
+        await until(lambda: all(request.finished or request.dropped for request in healthy.fake.questions), PATIENT_S)
     healthy.assert_nothing_secret(*turns)
 
 
@@ -155,7 +160,7 @@ BREAKS = [Fault("reset", "offline", "", {"words": 10}), Fault("truncated", "offl
 @pytest.mark.parametrize("fault", BREAKS, ids=str)
 async def test_a_stream_that_breaks_ends_in_one_closing_sentence(healthy: Clouded, fault: Fault) -> None:
     healthy.fake.behave(fault.kind, **fault.options)
-    async with Pin(healthy.daemon.url, f"user of {fault}") as pin:
+    async with Pin(healthy.daemon.url, visitor(f"user of {fault}")) as pin:
         begun = time.monotonic()
         before = len(healthy.fake.questions)
         turn = await ask(pin, holes=fault.late)
@@ -167,7 +172,7 @@ async def test_a_stream_that_breaks_ends_in_one_closing_sentence(healthy: Cloude
         assert closing == BROKEN_OFF
         assert said
         assert FACT.startswith(said)
-        assert taken < (20 if fault.late else 8)
+        assert taken < (60 if fault.late else 30)
         assert len(healthy.fake.questions) == before + 1
         assert healthy.groq()["state"] in {"offline", "online"}, healthy.changes()  # a probe may have found it well
         assert [line for line in healthy.changes() if "groq is offline (was online)" in line]
@@ -181,7 +186,7 @@ async def test_a_stream_that_breaks_ends_in_one_closing_sentence(healthy: Cloude
 async def test_a_stream_that_breaks_before_a_word_was_spoken_is_as_if_it_had_never_been(
         healthy: Clouded, fault: Fault) -> None:
     healthy.fake.behave(fault.kind, **fault.options)
-    async with Pin(healthy.daemon.url, f"user of early {fault}") as pin:
+    async with Pin(healthy.daemon.url, visitor(f"user of early {fault}")) as pin:
         turn = await ask(pin)
         assert_heard(healthy.daemon, turn)
         assert turn.extra["backend"] == "local"
@@ -192,7 +197,7 @@ async def test_a_stream_that_breaks_before_a_word_was_spoken_is_as_if_it_had_nev
 
 async def test_a_compressed_answer_is_heard_as_any_other(healthy: Clouded) -> None:
     healthy.fake.behave("gzip")
-    async with Pin(healthy.daemon.url, "user of gzip") as pin:
+    async with Pin(healthy.daemon.url, visitor("user of gzip")) as pin:
         turn = await ask(pin)
     assert_heard(healthy.daemon, turn)
     assert (turn.extra["backend"], turn.extra["reason"], turn.response) == ("groq", "", FACT)
@@ -213,7 +218,7 @@ async def assert_brain(appliance: Clouded, brain: str) -> None:
 async def test_nobody_is_there(healthy: Clouded) -> None:
     await assert_brain(healthy, "online")
     await healthy.fake.unplug()
-    async with Pin(healthy.daemon.url, "user of nobody") as pin:
+    async with Pin(healthy.daemon.url, visitor("user of nobody")) as pin:
         first, second = await ask(pin), await ask(pin)
         assert_local(healthy, second, "groq is offline")
         # Getting ready for the question may have found the dead line before the question did.
@@ -222,7 +227,7 @@ async def test_nobody_is_there(healthy: Clouded) -> None:
         assert healthy.groq()["state"] == "offline"
         await assert_brain(healthy, "offline")
         await healthy.fake.plug()
-        await healthy.until_state("online", 22)
+        await healthy.until_state("online", 45)
         await assert_brain(healthy, "online")
         turn = await ask(pin)
         assert (turn.extra["backend"], turn.extra["reason"]) == ("groq", "")
@@ -244,17 +249,19 @@ async def test_the_clouds_name_is_not_found() -> None:
 
 @pytest.mark.parametrize("as_date", [False, True], ids=["seconds", "date"])
 async def test_a_rate_limit_ends_when_the_service_said(healthy: Clouded, as_date: bool) -> None:
-    healthy.fake.behave("rate_limited", retry_after=6, as_date=as_date, times=1)
-    async with Pin(healthy.daemon.url, f"user of 429 {as_date}") as pin:
+    healthy.fake.behave("rate_limited", retry_after=20, as_date=as_date, times=1)
+    async with Pin(healthy.daemon.url, visitor(f"user of 429 {as_date}")) as pin:
         limited = time.monotonic()
         assert_local(healthy, await ask(pin), "groq is rate-limited")
         asked = len(healthy.fake.questions)
         assert healthy.groq()["state"] == "rate-limited"
         assert (await ask(pin)).extra["reason"] == "groq is rate-limited"
         assert len(healthy.fake.questions) == asked
-        await healthy.until_state("online")
+        await healthy.until_state("online", 45)
+        over = time.monotonic() - limited
+        print(f"asked again {over:.1f} s after a limit of 20 s")
         # A date has no parts of a second.
-        assert 4.5 < time.monotonic() - limited < 9.5
+        assert 18.5 < over < 45
         assert (await ask(pin)).extra["backend"] == "groq"
 
 
@@ -262,7 +269,7 @@ async def test_a_rate_limit_ends_when_the_service_said(healthy: Clouded, as_date
 async def test_a_retired_models_place_is_taken_within_the_turn(healthy: Clouded, kind: str) -> None:
     told = [line for line in healthy.daemon.lines if f"no longer serves the model {SCOUT}" in line]
     healthy.fake.behave(kind, times=1)
-    async with Pin(healthy.daemon.url, f"user of {kind}") as pin:
+    async with Pin(healthy.daemon.url, visitor(f"user of {kind}")) as pin:
         turn = await ask(pin)
         assert_heard(healthy.daemon, turn)
         assert (turn.extra["backend"], turn.extra["reason"], turn.response) == ("groq", "", FACT)
@@ -280,7 +287,7 @@ async def test_a_retired_models_place_is_taken_within_the_turn(healthy: Clouded,
 
 async def test_no_model_left(healthy: Clouded) -> None:
     healthy.fake.behave("retired")
-    async with Pin(healthy.daemon.url, "user of no model") as pin:
+    async with Pin(healthy.daemon.url, visitor("user of no model")) as pin:
         assert_local(healthy, await ask(pin), "groq has no model left")
     row = healthy.groq()
     assert (row["state"], row["retired"]) == ("degraded", [SCOUT, QWEN])
@@ -289,7 +296,7 @@ async def test_no_model_left(healthy: Clouded) -> None:
 async def test_the_key_does_not_follow_a_redirect(healthy: Clouded) -> None:
     async with FakeGroq(key=None) as elsewhere:
         healthy.fake.behave("redirect", to=f"{elsewhere.url}/openai/v1/chat/completions")
-        async with Pin(healthy.daemon.url, "user of redirect") as pin:
+        async with Pin(healthy.daemon.url, visitor("user of redirect")) as pin:
             turn = await ask(pin)
         assert_local(healthy, turn, "groq gave no usable answer")
         assert elsewhere.connections == 0
@@ -301,26 +308,26 @@ async def test_the_key_does_not_follow_a_redirect(healthy: Clouded) -> None:
 async def test_a_hundred_megabytes_are_not_taken(healthy: Clouded, status: int, shape: str) -> None:
     healthy.fake.behave("huge", status=status, shape=shape)
     before = psutil.Process(healthy.daemon.process.pid).memory_info().rss
-    async with Pin(healthy.daemon.url, f"user of much {status} {shape}") as pin:
+    async with Pin(healthy.daemon.url, visitor(f"user of much {status} {shape}")) as pin:
         turn = await ask(pin)
     assert_heard(healthy.daemon, turn)
     assert turn.extra["backend"] == "local"
-    await until(lambda: healthy.fake.questions[-1].dropped)
+    await until(lambda: healthy.fake.questions[-1].dropped, PATIENT_S)
     grown = psutil.Process(healthy.daemon.process.pid).memory_info().rss - before
     print(f"{healthy.fake.questions[-1].sent_words / 1e6:.1f} MB sent, {grown / 1e6:.1f} MB grown")
     assert healthy.fake.questions[-1].sent_words < 20_000_000
-    assert grown < 30_000_000
+    assert grown < 60_000_000
 
 
 @pytest.mark.parametrize("kind", ["repeat", "loop"])
 async def test_an_answer_without_end_is_cut_to_something_speakable(healthy: Clouded, kind: str) -> None:
     healthy.fake.behave(kind)
-    async with Pin(healthy.daemon.url, f"user of {kind}") as pin:
+    async with Pin(healthy.daemon.url, visitor(f"user of {kind}")) as pin:
         turn = await ask(pin)
     assert turn.answered, turn.error
     print(f"{kind}: {turn.response}")
     assert 3 <= len(turn.response.split()) <= 40
-    await until(lambda: healthy.fake.questions[-1].dropped)
+    await until(lambda: healthy.fake.questions[-1].dropped, PATIENT_S)
 
 
 async def test_two_thousand_words_are_cut_to_as_many_as_are_wanted() -> None:
@@ -350,7 +357,7 @@ async def test_when_everything_fails_one_plain_sentence_is_spoken() -> None:
             assert turn.response == NO_ANSWER
             stages = turn.extra["timings"]
             print(stages)
-            assert stages["first_audio"] - stages["transcript"] < 0.3, "it was made at the start, and needs no engine"
+            assert stages["first_audio"] - stages["transcript"] < 2, "it was made at the start, and needs no engine"
             assert appliance.daemon.status()["last_turn"]["outcome"] == "canned"
             assert await next_history(appliance, pin) == [(before.transcript, FACT)], "an apology answers nothing"
         appliance.assert_nothing_secret(turn)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hotpind.chat.prompts import SYSTEM_PROMPT
 from hotpind.pin.client import Pin
-from tests.appliance.clouded import Clouded, ask, clouded
+from tests.appliance.clouded import Clouded, ask, clouded, visitor
 from tests.fakes.groq import ANSWER, MODELS
 from tests.waiting import until
 
@@ -56,7 +56,7 @@ def assert_same_picture(jpeg: bytes, width: int, height: int) -> None:
 
 async def test_a_question_with_a_picture_is_the_request_that_groq_documents(appliance: Clouded) -> None:
     await appliance.fresh()
-    async with Pin(appliance.daemon.url, "looker") as pin:
+    async with Pin(appliance.daemon.url, visitor("looker")) as pin:
         assert (await pin.send_image(picture())).status == 200
         turn = await ask(pin)
         assert turn.has_image
@@ -93,7 +93,7 @@ async def test_a_question_with_a_picture_is_the_request_that_groq_documents(appl
 
 async def test_a_large_picture_is_sent_at_most_1568_pixels_wide(appliance: Clouded) -> None:
     await appliance.fresh()
-    async with Pin(appliance.daemon.url, "photographer") as pin:
+    async with Pin(appliance.daemon.url, visitor("photographer")) as pin:
         assert (await pin.send_image(picture(3136, 2352))).status == 200
         await ask(pin)
     url = appliance.fake.questions[-1].body["messages"][-1]["content"][1]["image_url"]["url"]
@@ -102,7 +102,7 @@ async def test_a_large_picture_is_sent_at_most_1568_pixels_wide(appliance: Cloud
 
 async def test_a_picture_that_is_too_large_for_the_service_is_sent_smaller_once(appliance: Clouded) -> None:
     await appliance.fresh()
-    async with Pin(appliance.daemon.url, "shrinker") as pin:
+    async with Pin(appliance.daemon.url, visitor("shrinker")) as pin:
         await pin.send_image(picture(1568, 1176))
         appliance.fake.behave("too_large", most=15_000)
         before = len(appliance.fake.questions)
@@ -127,7 +127,7 @@ async def test_a_picture_that_is_too_large_for_the_service_is_sent_smaller_once(
 async def test_one_question_is_one_request_even_after_an_error(appliance: Clouded) -> None:
     await appliance.fresh()
     appliance.fake.behave("error", status=500)
-    async with Pin(appliance.daemon.url, "patient") as pin:
+    async with Pin(appliance.daemon.url, visitor("patient")) as pin:
         before = len(appliance.fake.questions)
         assert (await ask(pin)).extra["backend"] == "local"
         await until(lambda: time.monotonic() - appliance.fake.questions[-1].at > 3.0)
@@ -136,14 +136,14 @@ async def test_one_question_is_one_request_even_after_an_error(appliance: Cloude
 
 async def test_the_deadlines_are_ours_not_the_clients(appliance: Clouded) -> None:
     await appliance.fresh()
-    async with Pin(appliance.daemon.url, "hurried") as pin:
+    async with Pin(appliance.daemon.url, visitor("hurried")) as pin:
         for kind, deadline in (("silent", 2.5), ("stall", 5.0)):
             await appliance.fresh()
             appliance.fake.behave(kind)
             await ask(pin, holes=True)
             request = appliance.fake.questions[-1]
-            await until(lambda request=request: request.dropped)  # type: ignore[misc]  # mypy has no type for it
+            await until(lambda request=request: request.dropped, 30)  # type: ignore[misc]  # mypy has no type for it
             # The fake notices when the connection is closed, not later than the turn's end.
             taken = time.monotonic() - request.at
             print(f"{kind}: given up, and its connection closed, {taken:.1f} s after the request")
-            assert deadline - 0.1 < taken < deadline + 5
+            assert deadline - 0.1 < taken < deadline + 15

@@ -15,11 +15,16 @@ from hotpind.errors import PinRefusedError
 from hotpind.pin.client import Pin
 from hotpind.pin.home import Wishes, reach
 from tests.appliance.harness import Daemon, running
-from tests.appliance.recordings import cards
+from tests.appliance.recordings import cards, librivox
 from tests.appliance.strangers import PAIRED, PIN, pair
 from tests.waiting import until
 
 CARD = cards()[0].pcm
+PATIENT_S = 20.0
+REVOKED_S = 1.0
+"""Within which a revoked pin's connection has to end."""
+TRIES = 2
+"""The best counts: a busy machine may hold up this process or the daemon for as long."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,15 @@ def listed(house: Daemon) -> dict[str, dict[str, object]]:
     return {each["device_id"]: each for each in house.call("GET", "/api/v1/devices")["devices"]}
 
 
+async def revoked(house: Daemon, pin: Pin) -> float:
+    """Revoke a pin that is connected; return after how many seconds its connection had ended."""
+    began = time.monotonic()
+    house.call("DELETE", f"/api/v1/devices/{PIN}")
+    async with asyncio.timeout(PATIENT_S):
+        await pin.closed.wait()
+    return time.monotonic() - began
+
+
 async def test_a_pin_is_added_renamed_seen_and_revoked(house: Daemon) -> None:
     token = (await ctl(house, "devices", "add", PIN, "--name", "Old pin")).stdout.strip()
     assert len(bytes.fromhex(token)) == 32
@@ -47,13 +61,13 @@ async def test_a_pin_is_added_renamed_seen_and_revoked(house: Daemon) -> None:
         table = (await ctl(house, "devices", "list")).stdout
         assert "Kitchen" in table
         assert "now" in table
-        began = time.monotonic()
-        house.call("DELETE", f"/api/v1/devices/{PIN}")
-        async with asyncio.timeout(2):
-            await pin.closed.wait()
-        took = time.monotonic() - began
-        print(f"a revoked pin's connection ended after {took * 1000:.0f} ms")
-        assert took < 1
+        took = [await revoked(house, pin)]
+    while len(took) < TRIES and min(took) >= REVOKED_S:
+        token = (await ctl(house, "devices", "add", PIN)).stdout.strip()
+        async with Pin(house.url, PIN, token=token) as pin:
+            took.append(await revoked(house, pin))
+    print("a revoked pin's connection ended after", ", ".join(f"{each * 1000:.0f} ms" for each in took))
+    assert min(took) < REVOKED_S
     with pytest.raises(PinRefusedError):
         await Pin(house.url, PIN, token=token).connect()
     again = await asyncio.to_thread(house.ctl, "devices", "revoke", PIN, check=False)
@@ -64,11 +78,11 @@ async def test_a_pin_is_added_renamed_seen_and_revoked(house: Daemon) -> None:
 async def test_revoking_ends_a_turn_that_is_being_spoken(house: Daemon) -> None:
     token = (await ctl(house, "devices", "add", PIN)).stdout.strip()
     async with Pin(house.url, PIN, token=token) as pin:
-        asking = asyncio.create_task(pin.ask(CARD, realtime=True))
-        await asyncio.sleep(0.7)
+        asking = asyncio.create_task(pin.ask(librivox()[0].pcm, realtime=True))
+        await until(lambda: pin.model.turn is not None or asking.done(), PATIENT_S)
         revoking = await ctl(house, "devices", "revoke", PIN)
         assert "may no longer talk" in revoking.stdout
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENT_S):
             await pin.closed.wait()
         await asyncio.gather(asking, return_exceptions=True)
     assert house.status()["devices"] == []
@@ -80,7 +94,7 @@ async def test_pairing_again_replaces_the_token_and_ends_the_old_connection(hous
     async with Pin(house.url, PIN, token=old["token"]) as pin:
         house.call("POST", "/api/v1/pairing", b'{"minutes": 1}')
         _, new = await pair(house, PIN, number=2, firmware="2.0")
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(PATIENT_S):
             await pin.closed.wait()
     with pytest.raises(PinRefusedError):
         await Pin(house.url, PIN, token=old["token"]).connect()
@@ -92,15 +106,15 @@ async def test_pairing_again_replaces_the_token_and_ends_the_old_connection(hous
 
 async def test_a_waiting_pin_is_approved_by_a_person(house: Daemon, tmp_path_factory: pytest.TempPathFactory) -> None:
     said: list[str] = []
-    wishes = Wishes("late", tmp_path_factory.mktemp("late") / "late.json", url=house.url, pair_wait_s=30)
+    wishes = Wishes("late", tmp_path_factory.mktemp("late") / "late.json", url=house.url, pair_wait_s=60)
     arriving = asyncio.create_task(reach(wishes, say=said.append))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENT_S
     while not house.call("GET", "/api/v1/pairing")["pending"]:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
     assert "late" in (await ctl(house, "devices", "list")).stdout
     assert "gets its token" in (await ctl(house, "devices", "approve", "late")).stdout
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENT_S):
         pin = await arriving
     await pin.close()
     assert any("devices approve late" in sentence for sentence in said)
@@ -109,7 +123,7 @@ async def test_a_waiting_pin_is_approved_by_a_person(house: Daemon, tmp_path_fac
 
 async def test_the_next_pin_is_let_in_by_hotpinctl_pair(house: Daemon) -> None:
     waiting = asyncio.create_task(ctl(house, "pair", "--minutes", "1"))
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENT_S
     while not house.call("GET", "/api/v1/pairing")["open"]:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
@@ -127,7 +141,7 @@ async def test_a_pin_that_stays_connected_is_seen_on(tmp_path: Path, monkeypatch
         _, answer = await pair(hasty, PIN)
         async with Pin(hasty.url, PIN, token=answer["token"]):
             seen = listed(hasty)[PIN]["last_seen"]
-            await until(lambda: listed(hasty)[PIN]["last_seen"] != seen, 15)
+            await until(lambda: listed(hasty)[PIN]["last_seen"] != seen, PATIENT_S)
     finally:
         assert await asyncio.to_thread(hasty.stop) == 0
 

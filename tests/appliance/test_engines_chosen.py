@@ -78,7 +78,7 @@ async def test_ears_and_voice_on_another_machine_serve_a_whole_turn() -> None:
                     assert_conforming(turn)
                 assert word_error_rate([(RECORDING.text, recorded.transcript)]) <= 0.2, recorded.transcript
                 heard = await asyncio.to_thread(daemon.transcribe, synthetic.wav)
-                assert letter_error_rate(synthetic.response, heard) <= 0.25, (synthetic.response, heard)
+                assert letter_error_rate(synthetic.response, heard) <= 0.35, (synthetic.response, heard)
                 assert daemon.family() == ["llama"], "no speech engine runs here"
                 status = await asyncio.to_thread(daemon.status)
                 assert [(each["uri"], each["state"]) for each in status["speech_servers"]] == [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -28,6 +30,7 @@ OTHER_IP = "198.51.100.77"
 QUESTION = DATA / "cards" / "001.wav"
 SESSION = "esp32-cam-hotpin-001"
 RUNS = 10
+_VISITS = itertools.count()
 
 
 @dataclass
@@ -56,9 +59,9 @@ class Home:
         return self.lan.start("wear", [sys.executable, "-m", "hotpind.cli.ctl", *map(str, arguments)], env=environ)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    folder = tmp_path_factory.mktemp("home")
+@contextlib.contextmanager
+def switched_on(folder: Path) -> Iterator[Home]:
+    """Make a network and switch a daemon and a pin on in it, which asks as soon as it can."""
     with make_lan() as lan:
         on = time.monotonic()
         daemon = Daemon(PAIRED | {"SERVER__HOST": "", "DISCOVERY__ENABLED": "true"}, prefix=lan.prefix("appl"),
@@ -66,7 +69,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
         try:
             with Wearer(lan.prefix("wear"), folder, "", SESSION) as wearer:
                 wearer.ask(QUESTION, slowly=True)
-                turn = wearer.wait("turn", timeout=60)
+                turn = wearer.wait("turn", timeout=120)
                 over = time.monotonic() - on
                 timings = turn["timings"]
                 # The pin tells of a turn once it is over, so this is never less than it was.
@@ -79,7 +82,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
         assert "Traceback" not in daemon.log
 
 
-def test_from_power_on_to_the_first_answer_nothing_is_typed(home: Home) -> None:
+@pytest.fixture
+def fresh_home(tmp_path: Path) -> Iterator[Home]:
+    """A home of the test's own, which may end it, and which is made anew when the test is run again."""
+    with switched_on(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    with switched_on(tmp_path_factory.mktemp("home")) as made:
+        yield made
+
+
+def test_from_power_on_to_the_first_answer_nothing_is_typed(fresh_home: Home) -> None:
+    home = fresh_home
     print(f"power-on to first spoken answer: {home.first_sound_s:.1f} s, of which "
           f"{home.first_turn['timings']['first_audio']:.1f} s after the question's end; "
           f"asked {home.first_turn['transcript']!r}, answered {home.first_turn['response']!r}")
@@ -108,7 +125,7 @@ def test_avahi_sees_the_daemon_and_its_window_live(home: Home, tmp_path: Path) -
                        "auth": "paired", "pair": "closed", "tls": "0"}
         assert avahi.resolve("raspberrypi.local") == APPLIANCE_IP
         home.daemon.call("POST", "/api/v1/pairing", b'{"minutes": 1}')
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 15
         while '"pair=open"' not in next(each for each in avahi.browse() if each["protocol"] == "IPv4")["txt"]:
             assert time.monotonic() < deadline
         home.daemon.call("DELETE", "/api/v1/pairing")
@@ -119,20 +136,20 @@ def test_a_connected_pin_follows_the_daemon_to_its_new_address(home: Home) -> No
     pin = home.pin("simulate", "--count", 1, "--turns", 8, "--wav", QUESTION, "--fast", "--pause", 1, "--spread", 0,
                    "--json")
     watcher = Watcher(home.lan.start("wear", [sys.executable, "-m", "tests.discovery.stranger", "watch"]))
-    home.connected_at(APPLIANCE_IP, 20)
-    watcher.wait(lambda event: APPLIANCE_IP in event.get("addresses", ()), 10)
+    home.connected_at(APPLIANCE_IP, 60)
+    watcher.wait(lambda event: APPLIANCE_IP in event.get("addresses", ()), 15)
     time.sleep(2)
     home.lan.remove_address("appl", APPLIANCE_IP)
     home.lan.add_address("appl", OTHER_IP)
     moved = time.monotonic()
     try:
-        announced = watcher.wait(lambda event: OTHER_IP in event.get("addresses", ()), 10)["at"]
-        back = home.connected_at(OTHER_IP, 20)
+        announced = watcher.wait(lambda event: OTHER_IP in event.get("addresses", ()), 15)["at"]
+        back = home.connected_at(OTHER_IP, 40)
         print(f"announced anew {announced - moved:.2f} s after the address changed, reconnected {back - moved:.2f} s "
               "after it")
         assert announced - moved < 5
         assert back - moved < 5
-        output, _ = pin.communicate(timeout=90)
+        output, _ = pin.communicate(timeout=200)
     finally:
         home.lan.add_address("appl", APPLIANCE_IP)
         home.lan.remove_address("appl", OTHER_IP)
@@ -142,29 +159,31 @@ def test_a_connected_pin_follows_the_daemon_to_its_new_address(home: Home) -> No
     assert [each["device_id"] for each in home.daemon.call("GET", "/api/v1/devices")["devices"]] == [SESSION, "sim-001"]
 
 
+@pytest.mark.timeout(900)
 def test_pins_find_pair_and_connect_on_a_bad_link(home: Home) -> None:
     """The pin's own code against the whole daemon, with 30 % of all packets lost each way."""
     took: list[float | None] = []
-    for number in range(RUNS):
+    names = [f"lossy-{next(_VISITS)}" for _ in range(RUNS)]
+    for name in names:
         home.daemon.call("POST", "/api/v1/pairing", b'{"minutes": 2}')
         home.lan.drop(30)
-        done = home.lan.run("wear", [sys.executable, "-m", "tests.pin.reaching", f"lossy-{number}",
-                                     str(home.folder / f"lossy-{number}.json")], timeout=60, check=False)
+        done = home.lan.run("wear", [sys.executable, "-m", "tests.pin.reaching", name,
+                                     str(home.folder / f"{name}.json")], timeout=90, check=False)
         home.lan.drop(0)
         print(done.stderr)
         took.append(json.loads(done.stdout)["seconds"] if done.returncode == 0 else None)
     print("seconds until found, paired and connected at 30 % loss each way:", took)
     assert sum(each is not None and each < 30 for each in took) >= RUNS - 1, took
     known = {each["device_id"] for each in home.daemon.call("GET", "/api/v1/devices")["devices"]}
-    assert {f"lossy-{number}" for number, each in enumerate(took) if each is not None} <= known
+    assert {name for name, each in zip(names, took, strict=True) if each is not None} <= known
 
 
-def test_goodbye_is_said_when_the_daemon_stops(home: Home) -> None:
-    """The last test here: it ends the daemon."""
+def test_goodbye_is_said_when_the_daemon_stops(fresh_home: Home) -> None:
+    home = fresh_home
     watcher = Watcher(home.lan.start("wear", [sys.executable, "-m", "tests.discovery.stranger", "watch"]))
-    watcher.wait(lambda event: event["change"] == "Added", 10)
+    watcher.wait(lambda event: event["change"] == "Added", 15)
     began = time.monotonic()
     assert home.daemon.stop() == 0
-    gone = watcher.wait(lambda event: event["change"] == "Removed", 5)["at"]
+    gone = watcher.wait(lambda event: event["change"] == "Removed", 15)["at"]
     print(f"goodbye {gone - began:.2f} s after SIGTERM, ended after {time.monotonic() - began:.2f} s")
     assert gone - began < 5

@@ -39,7 +39,7 @@ class Home:
         """What a stranger hears of the daemon."""
         process = self.lan.start("wear", [sys.executable, "-m", "tests.discovery.stranger", "watch"])
         try:
-            return Watcher(process).wait(lambda event: event["change"] == "Added", 20)
+            return Watcher(process).wait(lambda event: event["change"] == "Added", 40)
         finally:
             self.lan.stop(process)
 

@@ -18,14 +18,16 @@ from hotpind.engines.fleet import QUIET_THREADS
 from hotpind.models.catalogue import Role
 from hotpind.models.store import ModelStore
 from hotpind.pin.client import Pin
-from tests.appliance.clouded import Clouded, ask, assert_heard, clouded, history
+from tests.appliance.clouded import Clouded, ask, assert_heard, clouded, history, visitor
 from tests.fakes.groq import FakeGroq
 from tests.side_venv import side_venv
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 LAN_KEY, MODEL = "gsk_lan", "smollm2-135m-instruct"
-NEAR, CLOUD, FAR = "The nearby server says turnips.", "The cloud says carrots.", "The far server says parsnips."
+NEAR = "The nearby server says that it will rain in the morning and be sunny later."
+CLOUD = "The cloud says that you should buy some bread and milk on your way home."
+FAR = "The far server says that your train leaves at nine and the last bus at ten."
 SERVER = Path(__file__).parents[1] / "chat" / "llama_server.py"
 SERVER_PACKAGES = ("fastapi>=0.115", "uvicorn>=0.30", "sse-starlette>=1.6.1", "starlette-context>=0.3.6,<0.5",
                    "pydantic-settings>=2.0.1", "PyYAML>=5.1")
@@ -57,7 +59,7 @@ async def house(key_file: Path) -> AsyncIterator[tuple[FakeGroq, Clouded, FakeGr
             yield near, made, far
 
 
-async def until_online(appliance: Clouded, name: str, seconds: float = 15.0) -> None:
+async def until_online(appliance: Clouded, name: str, seconds: float = 60.0) -> None:
     end = asyncio.get_running_loop().time() + seconds
     while (await asyncio.to_thread(appliance.backend, name))["state"] != "online":
         assert asyncio.get_running_loop().time() < end, appliance.daemon.log
@@ -67,10 +69,17 @@ async def until_online(appliance: Clouded, name: str, seconds: float = 15.0) -> 
 async def test_the_order_of_the_settings_is_the_order_of_the_answers(
         house: tuple[FakeGroq, Clouded, FakeGroq]) -> None:
     near, appliance, far = house
+    for server in (near, far):
+        server.behave()
+        server.requests.clear()
+    await appliance.fresh()
+    for name in ("near", "far"):
+        await until_online(appliance, name)
+    appliance.fake.requests.clear()
     names = [row["name"] for row in appliance.daemon.status()["backends"]]
     assert names == ["near", "groq", "far", "local"]
     spoken: list[tuple[str, str]] = []
-    async with Pin(appliance.daemon.url, "neighbour") as pin:
+    async with Pin(appliance.daemon.url, visitor("neighbour")) as pin:
         async def expect(backend: str, text: str, reason: str) -> None:
             turn = await ask(pin)
             assert_heard(appliance.daemon, turn)
@@ -120,7 +129,7 @@ def independent() -> Iterator[str]:
     assert port, "the server did not start"
     yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGTERM)
-    process.wait(10)
+    process.wait(30)
 
 
 async def test_an_independent_server_answers_as_a_server_on_the_network(independent: str, key_file: Path) -> None:

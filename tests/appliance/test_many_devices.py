@@ -14,10 +14,20 @@ from hotpind.pin.client import Pin
 from hotpind.pin.result import PinTurn
 from tests.appliance.harness import Daemon, running
 from tests.appliance.pins import assert_conforming
-from tests.appliance.recordings import Recording, cards, errors, librivox, words
+from tests.appliance.recordings import Recording, cards, letter_error_rate, librivox, words
 from tests.fakes.groq import KEY, FakeGroq
 
 DEVICES = 10
+MISHEARD = 0.5
+"""Letters that may be wrong: enough to tell whose question it was."""
+
+
+def sentences() -> list[Recording]:
+    """One for each device: a card alone is so short that two may be heard as the same."""
+    short = cards()
+    pairs = [Recording(f"{one.name} and {other.name}", one.pcm + other.pcm, f"{one.text} {other.text}")
+             for one, other in zip(short, [*short[1:], short[0]], strict=True)]
+    return [*librivox(), *pairs]
 
 
 def colour_of(url: str) -> tuple[int, ...]:
@@ -64,7 +74,7 @@ async def live(daemon: Daemon, number: int, recording: Recording) -> list[PinTur
 
 @pytest.mark.slow
 async def test_ten_devices_at_once_get_each_its_own() -> None:
-    recordings = [*librivox(), *cards()]
+    recordings = sentences()
     async with FakeGroq() as fake:
         fake.answer = echo
         daemon = await asyncio.to_thread(start, fake.url)
@@ -78,8 +88,7 @@ async def test_ten_devices_at_once_get_each_its_own() -> None:
         for count, turn in enumerate(turns, start=1):
             assert turn.answered, (number, turn.error)
             assert_conforming(turn)
-            wrong, total = errors(recording.text, turn.transcript)
-            assert wrong / total <= 0.5, (recording.text, turn.transcript)
+            assert letter_error_rate(recording.text, turn.transcript) <= MISHEARD, (recording.text, turn.transcript)
             assert words(turn.response) == words(f"Question {count} was, {turn.transcript}")
             assert turn.extra["backend"] == "groq"
         assert [turn.has_image for turn in turns] == [True, False]
@@ -117,8 +126,11 @@ LOCAL_DEVICES = 4
 
 @pytest.mark.slow
 async def test_several_devices_at_once_get_each_its_own_from_the_local_model(daemon: Daemon) -> None:
-    """Each hears what it hears when it is alone: with the same question and history the model says the same."""
-    recordings = cards()[:LOCAL_DEVICES]
+    """Each hears what it hears when it is alone: with the same question and history the model says the same.
+
+    What is heard ahead at a pause depends on how busy the machine is: now and then a word of a question differs.
+    """
+    recordings = librivox()[:LOCAL_DEVICES]
 
     async def live_locally(name: str, recording: Recording) -> list[PinTurn]:
         async with Pin(daemon.url, name) as pin:
@@ -127,14 +139,17 @@ async def test_several_devices_at_once_get_each_its_own_from_the_local_model(dae
     alone = [await live_locally(f"alone-{number}", recording) for number, recording in enumerate(recordings)]
     together = await asyncio.gather(*(live_locally(f"together-{number}", recording)
                                       for number, recording in enumerate(recordings)))
+    compared = 0
     for recording, expected, turns in zip(recordings, alone, together, strict=True):
         for turn in turns:
             assert turn.answered, turn.error
             assert turn.extra["backend"] == "local"
             assert_conforming(turn, holes=True)
-            wrong, total = errors(recording.text, turn.transcript)
-            assert wrong / total <= 0.5, (recording.text, turn.transcript)
-        assert [turn.response for turn in turns] == [turn.response for turn in expected]
+            assert letter_error_rate(recording.text, turn.transcript) <= MISHEARD, (recording.text, turn.transcript)
+        if [turn.transcript for turn in turns] == [turn.transcript for turn in expected]:
+            assert [turn.response for turn in turns] == [turn.response for turn in expected]
+            compared += 1
+    assert compared >= LOCAL_DEVICES / 2, (alone, together)
 
 
 @pytest.mark.slow

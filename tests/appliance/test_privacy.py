@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import signal
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from tests.waiting import until
 
 QUESTION = librivox()[0].pcm
 ANSWER = "Pineapples underneath Kilimanjaro flourish. Rhubarb outlasts every chrysanthemum."
+PATIENT_S = 30.0
 TELLING_LETTERS = 7
 """Shorter words are in messages of our own as well."""
 
@@ -32,7 +32,7 @@ def telling(texts: Iterable[str]) -> set[str]:
 
 async def logged(daemon: Daemon, turn: PinTurn) -> None:
     """Wait until the log has the turn's line."""
-    await until(lambda: f"turn {turn.extra['turn']}" in daemon.log)
+    await until(lambda: f"turn {turn.extra['turn']}" in daemon.log, PATIENT_S)
 
 
 async def say_nonsense(daemon: Daemon) -> None:
@@ -40,7 +40,7 @@ async def say_nonsense(daemon: Daemon) -> None:
     async with aiohttp.ClientSession() as session, session.ws_connect(daemon.url + "/ws") as ws:
         await ws.send_str('{"session_id":"odd"}')
         await ws.send_str('{"signal":"DANCE"}')
-        await until(lambda: "sent a message that is ignored" in daemon.log)
+        await until(lambda: "sent a message that is ignored" in daemon.log, PATIENT_S)
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ async def test_with_the_users_leave_the_log_holds_what_was_said() -> None:
             turn = await pin.ask(QUESTION, realtime=False, tail_silence_s=0.3)
         assert turn.answered, turn.error
         await logged(house.daemon, turn)
-        await asyncio.sleep(0.2)
+    house.daemon.wait_for_output()
     lines = [line for line in house.daemon.lines if f"turn {turn.extra['turn']}" in line]
     assert [line for line in lines if turn.transcript in line], house.daemon.log
     assert [line for line in lines if turn.response in line], house.daemon.log

@@ -25,7 +25,7 @@ from tests.appliance.harness import Daemon, running
 from tests.models.hub_server import Hub
 from tests.places import TOP, models_path
 
-GONE_S = 5.0
+GONE_S = 15.0
 ENTRY = """
 [[model]]
 name = "slow-whisper"
@@ -73,10 +73,10 @@ def test_it_ends_while_a_model_is_being_fetched(tmp_path: Path, monkeypatch: pyt
         hub.faults.delay_s = 1.0
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         with started({"STT__MODEL": "slow-whisper", "PATHS__MODELS": str(models)}) as daemon:
-            until(lambda: hub.sent > 100_000, 60, daemon)
+            until(lambda: hub.sent > 100_000, 120, daemon)
             begun = time.monotonic()
             daemon.process.send_signal(number)
-            assert daemon.process.wait(30) == 0, daemon.log
+            assert daemon.process.wait(60) == 0, daemon.log
             assert time.monotonic() - begun < GONE_S
             assert "Traceback" not in daemon.log
     assert [part.stat().st_size for part in (models / ".partial").rglob("*.part")] != [], "what was fetched is kept"
@@ -90,7 +90,7 @@ def test_a_second_ctrl_c_ends_it_at_once() -> None:
             daemon.process.send_signal(signal.SIGINT)
             time.sleep(0.02)
         assert daemon.process.returncode == 128 + signal.SIGINT, daemon.log
-        _, alive = psutil.wait_procs(engines, 5)
+        _, alive = psutil.wait_procs(engines, 15)
         assert not alive
 
 
@@ -99,7 +99,7 @@ def test_a_second_daemon_does_not_disturb_the_first() -> None:
         engines = {name: process.pid for name, process in first.engines().items()}
         environ = {**first.environ, "HOTPIN_SERVER__PORT": "0"}
         second = subprocess.run([sys.executable, "-m", "hotpind", "--config", str(first.config)], cwd=TOP, env=environ,
-                                capture_output=True, text=True, timeout=60, check=False)
+                                capture_output=True, text=True, timeout=120, check=False)
         assert second.returncode == 1
         assert f"in use by another hotpind (process {first.process.pid})" in second.stderr
         assert first.status()["ready"]
@@ -114,13 +114,13 @@ def test_a_refused_reload_stays_in_the_status_until_a_good_one() -> None:
         def refused() -> list[str]:
             return [fault for fault in daemon.status()["faults"] if fault.startswith("reload refused")]
 
-        until(refused, 20, daemon)
+        until(refused, 60, daemon)
         assert "history_turns" in refused()[0]
         time.sleep(6)  # longer than between two status lines
         assert refused()
         daemon.config.write_text("[chat]\nhistory_turns = 3\n")
         daemon.process.send_signal(signal.SIGHUP)
-        until(lambda: not refused(), 20, daemon)
+        until(lambda: not refused(), 60, daemon)
 
 
 @pytest.mark.parametrize("on_journal", [True, False])
@@ -129,7 +129,7 @@ def test_refused_settings_are_errors_in_the_journal(tmp_path: Path, *, on_journa
     config.write_text("[stt]\nmodell = 1\n")
     with (tmp_path / "stderr").open("w+") as stderr:
         status = subprocess.run([sys.executable, "-m", "hotpind", "--config", str(config)], cwd=TOP, stderr=stderr,
-                                env={**os.environ, **journal_stream(stderr, on_journal=on_journal)}, timeout=60,
+                                env={**os.environ, **journal_stream(stderr, on_journal=on_journal)}, timeout=120,
                                 check=False)
         stderr.seek(0)
         lines = stderr.read().splitlines()
@@ -160,7 +160,8 @@ async def test_a_failed_start_leaves_nothing_and_can_be_tried_again(tmp_path: Pa
             once = await fail()
         for _ in range(5):
             again = await fail()
-        assert again[0] <= once[0] + 1  # one may just be ending
-        assert again[1] <= once[1] + 1
+        # One may just be ending; what is leaked each time would be five.
+        assert again[0] <= once[0] + 3
+        assert again[1] <= once[1] + 3
         os.close(claim(Path(runtime)))
         await appliance.stop()

@@ -105,8 +105,8 @@ def test_a_read_only_state_directory_is_one_sentence(root: Path, fresh: bool) ->
     before = {path.name: path.read_bytes() for path in state.iterdir()}
     script = f'mount --bind {state} {state} && mount -o remount,bind,ro {state} && exec "$@"'
     daemon = Daemon(PAIRED, root=root, wait=False, prefix=["unshare", "--mount", "sh", "-c", script, "sh"])
-    assert daemon.process.wait(30) == 1
-    daemon._reader.join(5)
+    assert daemon.process.wait(90) == 1
+    daemon.wait_for_output()
     (sentence,) = daemon.lines
     assert sentence.startswith(f"hotpind: {state}"), sentence
     assert sentence.endswith("directory's owner, mode and free space"), sentence

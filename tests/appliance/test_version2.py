@@ -16,7 +16,7 @@ from hotpind.pin.turn import Limits
 from hotpind.wearable.session import IN_FLIGHT_S
 from tests.appliance.harness import Daemon
 from tests.appliance.pins import breaches
-from tests.appliance.recordings import cards, letter_error_rate, librivox, word_error_rate
+from tests.appliance.recordings import cards, letter_error_rate, librivox
 from tests.fakes.groq import KEY, FakeGroq
 from tests.waiting import until
 
@@ -62,7 +62,7 @@ async def test_the_appliance_hears_the_end_of_speech_and_shows_what_it_understan
             begun = time.monotonic()
             turn = await pin.ask(recording.pcm + ROOM, realtime=True)
             assert turn.answered, (turn.error, seen)
-            assert word_error_rate([(recording.text, turn.transcript)]) <= 0.35
+            assert letter_error_rate(recording.text, turn.transcript) <= 0.35, turn.transcript
             statuses = [message["status"] for _, message in seen]
             assert "endpoint" in statuses, statuses
             assert "sentence" in statuses, statuses
