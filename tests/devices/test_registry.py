@@ -15,6 +15,7 @@ from hotpind.devices.database import DeviceDatabase
 from hotpind.devices.device import describe
 from hotpind.devices.registry import DATABASE_NAME, DeviceRegistry
 from hotpind.errors import DeviceError, StateError
+from tests.waiting import until
 
 
 class Clock:
@@ -141,8 +142,7 @@ async def test_being_seen_costs_no_write_until_later(
         registry.seen("pin-1")
     assert registry.devices()[0].last_seen == 1.7e9 + 1000
     assert reader.execute("SELECT last_seen FROM devices").fetchone() == (None,)
-    await asyncio.sleep(0.5)
-    assert reader.execute("SELECT last_seen FROM devices").fetchone() == (1.7e9 + 1000,)
+    await until(lambda: reader.execute("SELECT last_seen FROM devices").fetchone() == (1.7e9 + 1000,))
     reader.close()
     await registry.close()
 

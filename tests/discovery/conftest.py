@@ -50,12 +50,20 @@ class Watcher:
         self._lines: Queue[str] = Queue()
         self._stream = process.stdout
         self.seen: list[dict[str, Any]] = []
+        self._browsing = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         assert self._stream is not None
         for line in self._stream:
-            self._lines.put(line)
+            if '"change": "Browsing"' in line:
+                self._browsing.set()
+            else:
+                self._lines.put(line)
+
+    def wait_until_browsing(self, seconds: float = 30) -> None:
+        """Wait until the stranger has started."""
+        assert self._browsing.wait(seconds), f"the stranger did not start within {seconds} s"
 
     def wait(self, wanted: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
         """Return the first event from now on that is wanted."""
@@ -90,6 +98,8 @@ def start_appliance(lan: Lan, tmp_path: Path) -> Callable[..., Appliance]:
 @pytest.fixture
 def start_watcher(lan: Lan) -> Callable[..., Watcher]:
     def start(role: str = "wear") -> Watcher:
-        return Watcher(lan.start(role, [sys.executable, "-m", "tests.discovery.stranger", "watch"]))
+        watcher = Watcher(lan.start(role, [sys.executable, "-m", "tests.discovery.stranger", "watch"]))
+        watcher.wait_until_browsing()
+        return watcher
 
     return start

@@ -1,8 +1,9 @@
 """Somebody else on the network, written with python-zeroconf alone: ``python -m tests.discovery.stranger``.
 
-``watch`` prints a JSON line for every change of a _hotpin._tcp service until it is ended, with the seconds since it
-began to browse and until the service was resolved (``resolved``, after its start). ``pair`` browses as a pin
-does (5 s at a time), pairs and uses its token, and prints one line with the seconds that each step was done at.
+``watch`` prints a JSON line with "Browsing" for its change when it begins to browse, and then one for every change of a
+_hotpin._tcp service until it is ended, with the seconds from the beginning until the service was resolved
+(``resolved``). ``pair`` browses as a pin does (5 s at a time), pairs and uses its token, and prints one line with the
+seconds that each step was done at.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ async def watch() -> None:
         task.add_done_callback(tasks.discard)
 
     AsyncServiceBrowser(zeroconf.zeroconf, SERVICE_TYPE, handlers=[changed])
+    print(json.dumps({"at": began, "change": "Browsing"}), flush=True)
     await asyncio.Event().wait()
 
 

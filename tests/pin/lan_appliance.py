@@ -1,7 +1,7 @@
 """An appliance for a test LAN, as a process: real discovery and pairing, and the strict device protocol of the tests.
 
 Run as ``python -m tests.pin.lan_appliance STATE``. Prints ``ready`` once it is announced, then each hello that it
-gets; ends on SIGTERM.
+gets and ``answered`` for each answer that it has given; ends on SIGTERM.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hotpind.discovery.records import Service
 from hotpind.web import pairing_routes
 from hotpind.web.pairing_routes import ApplianceFacts
 from hotpind.web.replies import errors_middleware
-from tests.pin.appliance import Appliance
+from tests.pin.appliance import Appliance, Link, Recording, good_answer
 
 PORT = 8000
 NAME = "Hotpin Test"
@@ -40,7 +40,11 @@ async def serve(state: Path) -> None:
         app.middlewares.append(errors_middleware)
         pairing_routes.add_routes(app, pairing, lambda: ApplianceFacts(identity.appliance_id, NAME))
 
-    appliance = Appliance()
+    async def answer(link: Link, recording: Recording) -> None:
+        await good_answer(link, recording)
+        print("answered", flush=True)
+
+    appliance = Appliance(answer)
     appliance.host, appliance.port = "0.0.0.0", PORT
     appliance.more_routes.append(add_pairing)
     appliance.knows = lambda token: registry.authenticate(token) is not None

@@ -12,20 +12,22 @@ import pytest
 from hotpind.errors import PinError, PinOfflineError, PinRefusedError
 from hotpind.pin import client
 from hotpind.pin.client import Pin, base_url
-from hotpind.pin.turn import Limits
+from hotpind.pin.turn import Limits, PinStage
 from hotpind.speech.audio import read_wav, wav_header
 from tests.pin.appliance import RATE, Answer, Appliance, Link, Recording, good_answer
+from tests.waiting import until
 
 TOKEN = "a-token-of-this-test"
 SESSION = "esp32-cam-hotpin-001"
 SECOND = bytes(range(256)) * 125
 """One second of sound, not silent, 32000 bytes."""
+PATIENT = Limits(ack_s=5.0, ack_abort_s=10.0, transcription_s=10.0, cancel_s=5.0)
+"""A machine that is busy with other tests is not what is tested here."""
 
 
 @pytest.fixture
 async def pin(appliance: Appliance) -> AsyncIterator[Pin]:
-    # A machine that is busy with other tests is not what is tested here.
-    async with Pin(appliance.url, SESSION, limits=Limits(ack_s=0.9)) as connected:
+    async with Pin(appliance.url, SESSION, limits=PATIENT) as connected:
         yield connected
     assert appliance.complaints == []
 
@@ -49,10 +51,10 @@ async def test_a_question_and_its_answer(appliance: Appliance, pin: Pin) -> None
     assert times.last_audio is not None
     assert times.complete is not None
     assert (0 < times.transcription <= times.llm <= times.tts <= times.first_audio <= times.last_audio
-            <= times.complete < 1)
+            <= times.complete < 10)
     assert turn.ack_p50_s is not None
     assert turn.ack_max_s is not None
-    assert turn.ack_p50_s <= turn.ack_max_s < 0.9
+    assert turn.ack_p50_s <= turn.ack_max_s < PATIENT.ack_s
     assert turn.playback is not None
     assert turn.playback.received_s == pytest.approx(0.5)
     assert json.loads(json.dumps(turn.as_json()))["timings"]["complete"] == round(times.complete, 4)
@@ -70,20 +72,19 @@ async def test_real_time_takes_the_time_of_speaking(appliance: Appliance, pin: P
     turn = await pin.ask(SECOND, tail_silence_s=0.4)
     assert turn.answered
     (recording,) = appliance.recordings[SESSION]
-    assert recording.times[-1] - began == pytest.approx(1.4, abs=0.1)
-    assert recording.times[0] - began == pytest.approx(0.128, abs=0.05)
+    assert 1.3 <= recording.times[-1] - began < 2.5
+    assert 0.078 <= recording.times[0] - began < 1.2
     assert len(recording.pcm) == 32000 + 12800
     tail = recording.pcm[32000:]
     assert any(tail), "a room is never quite silent"
 
 
 async def test_fast_keeps_20_ms_between_frames(appliance: Appliance, pin: Pin) -> None:
-    began = time.monotonic()
-    await pin.ask(SECOND * 3, realtime=False)
+    await pin.ask(SECOND * 5, realtime=False)
     (recording,) = appliance.recordings[SESSION]
     took = recording.times[-1] - recording.times[0]
     assert took >= (len(recording.frames) - 1) * 0.0195
-    assert time.monotonic() - began < 2.5
+    assert took < 4.5, "less than it takes to say it"
 
 
 async def test_nobody_is_asked_twice_at_once(appliance: Appliance, pin: Pin) -> None:
@@ -100,15 +101,20 @@ async def test_an_empty_recording(pin: Pin) -> None:
     assert not turn.answered
 
 
-async def test_draining_waits_until_the_answer_was_played(pin: Pin) -> None:
+async def test_draining_waits_until_the_answer_was_played(appliance: Appliance, pin: Pin) -> None:
+    async def two_seconds(link: Link, _: Recording) -> None:
+        await whole(link, seconds=2.0)
+        await link.complete()
+
+    appliance.answer = two_seconds
     began = time.monotonic()
     fast = await pin.ask(SECOND[:4000], realtime=False)
     middle = time.monotonic()
-    whole = await pin.ask(SECOND[:4000], realtime=False, drain="model")
+    drained = await pin.ask(SECOND[:4000], realtime=False, drain="model")
     assert fast.answered
-    assert whole.answered
-    assert middle - began < 0.4
-    assert 0.5 <= time.monotonic() - middle < 0.9
+    assert drained.answered
+    assert middle - began < 1.8, "all of it is sent at once"
+    assert 2.0 <= time.monotonic() - middle < 5
 
 
 async def test_an_acknowledgement_too_late_aborts_the_recording(appliance: Appliance) -> None:
@@ -123,13 +129,14 @@ async def test_an_acknowledgement_too_late_aborts_the_recording(appliance: Appli
 
 async def test_a_slow_acknowledgement_is_told_and_waited_for(appliance: Appliance) -> None:
     appliance.ack_delay_s = 0.2
-    async with Pin(appliance.url, SESSION) as pin:
+    async with Pin(appliance.url, SESSION, limits=Limits(ack_abort_s=10.0)) as pin:
         strict = await pin.ask(SECOND[:9000], realtime=False)
-    async with Pin(appliance.url, SESSION, limits=Limits(ack_s=1.0)) as pin:
+    async with Pin(appliance.url, SESSION, limits=PATIENT) as pin:
         patient = await pin.ask(SECOND[:9000], realtime=False)
     assert not strict.aborted
-    assert ["longer than 100 ms" in violation for violation in strict.violations] == [True]
-    assert strict.ack_max_s == pytest.approx(0.2, abs=0.05)
+    assert len([violation for violation in strict.violations if "longer than 100 ms" in violation]) == 1
+    assert strict.ack_max_s is not None
+    assert 0.19 <= strict.ack_max_s < 1.3
     assert patient.violations == ()
     assert appliance.complaints == []
 
@@ -211,12 +218,12 @@ async def silent_complete(link: Link, _: Recording) -> None:
     (wrapped_size, "wraps"), (wrapped_size, "ended playback early"), (second_header, "second WAV header"),
     (no_zero_length_frame, "zero-length frame"), (no_idle, "not followed by idle"),
     (early_stage, "Stage llm came while the pin was waiting"), (late_stage, "after EOS, later than 0.3 s"),
-    (hole, "The sound stopped for 2"), (twenty_seconds_at_once, "buffer was full"),
+    (hole, "The sound stopped for"), (twenty_seconds_at_once, "buffer was full"),
     (large_frame, "5000 bytes"), (large_message, "a pin takes less than 4096"), (silent_complete, "without an answer"),
 ])
 async def test_a_faulty_appliance_is_noticed(appliance: Appliance, answer: Answer, sentence: str) -> None:
     appliance.answer = answer
-    async with Pin(appliance.url, SESSION, limits=Limits(ack_s=0.9, transcription_s=0.3, idle_s=0.3)) as pin:
+    async with Pin(appliance.url, SESSION, limits=Limits(ack_abort_s=10.0, transcription_s=0.3, idle_s=0.3)) as pin:
         turn = await pin.ask(SECOND[:6000], realtime=False)
         assert any(sentence in violation for violation in turn.violations), turn.violations
         assert pin.violations
@@ -225,13 +232,13 @@ async def test_a_faulty_appliance_is_noticed(appliance: Appliance, answer: Answe
 
 async def test_after_an_error_without_idle_the_pin_is_locked(appliance: Appliance) -> None:
     appliance.answer = no_idle
-    async with Pin(appliance.url, SESSION, limits=Limits(idle_s=0.2, turn_s=0.8)) as pin:
+    async with Pin(appliance.url, SESSION, limits=Limits(ack_abort_s=10.0, idle_s=0.2, turn_s=2.5)) as pin:
         began = time.monotonic()
         first = await pin.ask(SECOND[:6000], realtime=False)
-        assert time.monotonic() - began < 0.6
+        assert time.monotonic() - began < 2.2
         second = await pin.ask(SECOND[:6000], realtime=False)
         assert first.error == second.error == "The engine broke."
-        assert time.monotonic() - began >= 0.8
+        assert time.monotonic() - began >= 2.5
 
 
 async def test_a_turn_is_given_up(appliance: Appliance) -> None:
@@ -269,7 +276,7 @@ async def test_a_connection_lost_while_talking(appliance: Appliance, pin: Pin) -
 
 async def test_it_can_connect_again(appliance: Appliance, pin: Pin) -> None:
     await appliance.links[0].ws.close()
-    await asyncio.wait_for(pin.closed.wait(), 2)
+    await asyncio.wait_for(pin.closed.wait(), 10)
     await pin.connect()
     assert (await pin.ask(SECOND[:4000], realtime=False)).answered
     assert len(appliance.hellos) == 2
@@ -314,11 +321,10 @@ async def test_a_message_beyond_the_pins_buffer_breaks_the_connection(appliance:
 
 
 async def test_pings(appliance: Appliance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PING_S", 0.05)
+    monkeypatch.setattr(client, "PING_S", 0.2)
     async with Pin(appliance.url, SESSION) as pin:
-        await asyncio.sleep(0.5)
+        await until(lambda: appliance.pings >= 5)
         assert pin.connected
-    assert appliance.pings >= 7
 
 
 async def test_an_appliance_that_died_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +341,7 @@ async def test_an_appliance_that_died_without_a_word(monkeypatch: pytest.MonkeyP
             return
 
         monkeypatch.setattr(link.ws, "pong", swallow)
-        await asyncio.wait_for(pin.closed.wait(), 2)
+        await asyncio.wait_for(pin.closed.wait(), 10)
         with pytest.raises(PinOfflineError, match="did not answer 3 pings"):
             await pin.ask(SECOND)
         await pin.close()
@@ -348,28 +354,31 @@ async def test_an_answer_can_be_cut_short(appliance: Appliance, pin: Pin) -> Non
 
     appliance.answer = long_answer
     question = asyncio.create_task(pin.ask(SECOND[:4000], realtime=False))
-    await asyncio.sleep(0.5)
+    await until(lambda: pin.model.turn is not None and len(pin.model.turn.audio) > 1.6 * RATE * 2)
     await pin.cancel()
-    turn = await asyncio.wait_for(question, 1)
+    turn = await asyncio.wait_for(question, 10)
     assert turn.violations == ()
     assert turn.error == "The turn was ended without an answer."
     assert turn.playback is not None
-    assert 1.5 < turn.playback.received_s < 4
+    assert 1.5 < turn.playback.received_s < 10
     appliance.answer = good_answer
     assert (await pin.ask(SECOND[:4000], realtime=False)).answered
 
 
 async def test_a_reset_during_an_answer(appliance: Appliance, pin: Pin) -> None:
+    go_on = asyncio.Event()
+
     async def slow_answer(link: Link, _: Recording) -> None:
         await link.stage("transcription")
-        await asyncio.sleep(0.3)
+        await go_on.wait()
         await link.send(status="idle")
 
     appliance.answer = slow_answer
     question = asyncio.create_task(pin.ask(SECOND[:4000], realtime=False))
-    await asyncio.sleep(0.1)
+    await until(lambda: pin.model.stage == PinStage.TRANSCRIBING)
     await pin.reset()
-    assert (await asyncio.wait_for(question, 1)).violations == ()
+    go_on.set()
+    assert (await asyncio.wait_for(question, 10)).violations == ()
 
 
 async def test_hello_extra_and_the_messages_that_come(appliance: Appliance) -> None:
@@ -392,9 +401,7 @@ async def test_closing_leaves_nothing_behind(appliance: Appliance) -> None:
     await asyncio.gather(question, return_exceptions=True)
     await pin.close()
     await pin.close()
-    await asyncio.sleep(0.05)
-    left = {task.get_name() for task in asyncio.all_tasks() - before if "pin" in task.get_name()}
-    assert left == set()
+    await until(lambda: not [task for task in asyncio.all_tasks() - before if "pin" in task.get_name()], 2)
 
 
 PICTURE = b"\xff\xd8\xff\xe0 not quite a JPEG \r\n--x\xff\xd9"

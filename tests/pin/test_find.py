@@ -44,7 +44,7 @@ async def test_appliances_are_found_and_the_one_that_lets_pins_in_is_preferred(a
     await register(announcer, service("A closed", "c1c1c1c1c1c1"), service("B open", "c2c2c2c2c2c2", pairing_open=True))
     began = time.monotonic()
     found = await find("c1c1c1c1c1c1", interfaces=LOOPBACK)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8
     assert found == Found("A closed", "c1c1c1c1c1c1", ("127.0.0.1",), 8000)
     assert [str(url) for url in found.urls] == ["http://127.0.0.1:8000/"]
     assert (await find(interfaces=LOOPBACK)).pairing_open
@@ -55,7 +55,7 @@ async def test_one_that_comes_later_is_found_too(announcer: AsyncZeroconf) -> No
     search = asyncio.create_task(find("f2f2f2f2f2f2", interfaces=LOOPBACK))
     await asyncio.sleep(0.3)
     await announcer.async_register_service(service("Hotpin Late", "f2f2f2f2f2f2", tls_port=8443))
-    found = await asyncio.wait_for(search, 5)
+    found = await asyncio.wait_for(search, 20)
     assert (found.tls_port, found.fingerprint) == (8443, "ab" * 32)
     assert [str(url) for url in found.urls] == ["https://127.0.0.1:8443/"]
 
@@ -64,7 +64,7 @@ async def test_nobody_there_is_told_after_three_tries() -> None:
     began = time.monotonic()
     with pytest.raises(PinOfflineError, match=r"The appliance nobody .* was not found .* in 3 tries of 0\.2 s"):
         await find("nobody", seconds=0.2, interfaces=LOOPBACK)
-    assert 0.6 <= time.monotonic() - began < 2.5
+    assert 0.6 <= time.monotonic() - began < 10
 
 
 def test_choosing() -> None:

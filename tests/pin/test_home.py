@@ -106,7 +106,7 @@ def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def wishes(tmp_path: Path) -> Wishes:
-    return Wishes(PIN, tmp_path / "pin.json", pair_wait_s=10)
+    return Wishes(PIN, tmp_path / "pin.json", pair_wait_s=30)
 
 
 async def test_from_nothing_to_an_answer(home: Home, wishes: Wishes) -> None:
@@ -152,7 +152,7 @@ async def test_a_silent_address_does_not_hold_the_pin_up(tmp_path: Path, wishes:
         save_memory(wishes.memory_file, replace(memory, address=silent_address))
         began = time.monotonic()
         assert await home.answered(wishes)
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 8, "a connection is waited for for ten seconds"
         assert load_memory(wishes.memory_file) == memory
         assert home.said[-2:] == [f"{silent_address} does not answer. Looking for it again.",
                                   f"Found Hotpin Test at {home.appliance.url}/."]
@@ -176,8 +176,7 @@ async def test_reaching_can_be_given_up(home: Home, wishes: Wishes, silent_addre
     attempt.cancel()
     with pytest.raises(asyncio.CancelledError):
         await attempt
-    await asyncio.sleep(0.05)
-    assert not {task.get_name() for task in asyncio.all_tasks() - before if "address" in task.get_name()}
+    await until(lambda: not [task for task in asyncio.all_tasks() - before if "address" in task.get_name()], 2)
 
 
 async def test_a_stranger_at_the_old_address_is_not_paired_with(home: Home, wishes: Wishes) -> None:
@@ -201,7 +200,7 @@ async def test_a_person_lets_the_pin_in(home: Home, wishes: Wishes) -> None:
     attempt = asyncio.create_task(home.answered(wishes))
     await until(lambda: bool(home.service.pending()))
     home.service.approve(PIN)
-    assert await asyncio.wait_for(attempt, 8)
+    assert await asyncio.wait_for(attempt, 30)
     assert home.said[2] == ("The appliance waits for a person to let pin-of-the-test in: run "
                             "`hotpinctl devices approve pin-of-the-test` on it.")
 
@@ -212,7 +211,7 @@ async def test_a_person_turns_the_pin_away(home: Home, wishes: Wishes) -> None:
     await until(lambda: bool(home.service.pending()))
     home.service.deny(PIN)
     with pytest.raises(PinRefusedError, match="turned away"):
-        await asyncio.wait_for(attempt, 8)
+        await asyncio.wait_for(attempt, 30)
 
 
 async def test_nobody_lets_the_pin_in(home: Home, wishes: Wishes) -> None:
@@ -220,7 +219,7 @@ async def test_nobody_lets_the_pin_in(home: Home, wishes: Wishes) -> None:
     began = time.monotonic()
     with pytest.raises(PinRefusedError, match="Nobody let pin-of-the-test in within 1 s"):
         await home.answered(replace(wishes, pair_wait_s=1))
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 8
 
 
 async def test_a_given_address_and_token(home: Home, wishes: Wishes) -> None:

@@ -66,6 +66,14 @@ def page() -> Iterator[HTTPServer]:
         server.shutdown()
 
 
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port where nobody listens, and which nobody else gets."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
 def at_port(port: int) -> Config:
     return Config.model_validate({"server": {"port": port}})
 
@@ -82,7 +90,7 @@ def test_the_port_of_the_appliance_and_of_another(page: HTTPServer) -> None:
     assert "another program" in only(port_findings(at_port(page.server_port))).text
 
 
-def test_a_port_where_nobody_or_no_http_is() -> None:
+def test_a_port_where_nobody_or_no_http_is(silent_port: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
@@ -95,10 +103,10 @@ def test_a_port_where_nobody_or_no_http_is() -> None:
         thread.start()
         assert "does not speak HTTP" in only(port_findings(at_port(port))).text
         thread.join(5)
-    assert "nothing listens" in only(port_findings(at_port(port))).text
+    assert "nothing listens" in only(port_findings(at_port(silent_port))).text
 
 
-def test_the_encrypted_port(page: HTTPServer, tmp_path: Path) -> None:
+def test_the_encrypted_port(page: HTTPServer, tmp_path: Path, silent_port: int) -> None:
     page.body = b'{"status":"ok","service":"hotpin"}'  # type: ignore[attr-defined]  # read by Page
     plain = Config.model_validate({"tls": {"enabled": True, "port": page.server_port}})
     assert only(port_findings(plain, encrypted=True)) == Finding(
@@ -113,7 +121,8 @@ def test_the_encrypted_port(page: HTTPServer, tmp_path: Path) -> None:
                                            "tls": {"enabled": True, "port": server.server_port}})
         assert only(port_findings(encrypted, encrypted=True)).verdict is Verdict.FINE
         server.shutdown()
-    assert "nothing listens" in only(port_findings(encrypted, encrypted=True)).text
+    nobody = Config.model_validate({"server": {"host": "127.0.0.1"}, "tls": {"enabled": True, "port": silent_port}})
+    assert "nothing listens" in only(port_findings(nobody, encrypted=True)).text
 
 
 def test_every_disk_is_looked_at_once(tmp_path: Path) -> None:
@@ -233,21 +242,19 @@ def test_models_that_are_there() -> None:
     assert only(model_findings(Config(), models_dir(Config()))).verdict is Verdict.FINE
 
 
-def test_the_command_prints_json_and_fails_when_something_is_at_fault(home: Path) -> None:
+def test_the_command_prints_json_and_fails_when_something_is_at_fault(home: Path, silent_port: int) -> None:
     app = typer.Typer()
     app.callback()(lambda: None)
     register(app)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     settings = home / "hotpin.toml"
-    settings.write_text(f"[server]\nport = {port}\n")
+    settings.write_text(f"[server]\nport = {silent_port}\n")
     result = CliRunner().invoke(app, ["doctor", "--json"], env={"HOTPIN_CONFIG": str(settings)})
     assert result.exit_code == 1, result.output
     found = {(finding["topic"], finding["verdict"]) for finding in json.loads(result.output)}
     assert ("port", "fault") in found
     assert ("settings", "fine") in found
     readable = CliRunner().invoke(app, ["doctor"], env={"HOTPIN_CONFIG": str(settings)})
-    assert f"nothing listens on 127.0.0.1:{port}" in readable.output
+    assert f"nothing listens on 127.0.0.1:{silent_port}" in readable.output
     assert "-> start the appliance" in readable.output
 
 

@@ -22,7 +22,7 @@ log = logging.getLogger("hotpind.conversation")
 
 def run(code: str, *, environ: dict[str, str] | None = None, stderr: int = subprocess.PIPE) -> str:
     done = subprocess.run([sys.executable, "-c", PRELUDE + textwrap.dedent(code)], stderr=stderr, text=True,
-                          timeout=20, env={**os.environ, **(environ or {})}, check=True)
+                          timeout=60, env={**os.environ, **(environ or {})}, check=True)
     return done.stderr or ""
 
 
@@ -75,7 +75,7 @@ def test_a_reader_that_is_stuck_does_not_stop_the_writer() -> None:
             for number in range(20000):
                 log.info("message %d of many that fill the pipe", number)
                     """, stderr=writer)
-        assert time.monotonic() - begun < 15
+        assert time.monotonic() - begun < 50
     finally:
         os.close(writer)
         os.close(reader)
@@ -90,7 +90,7 @@ def test_lost_messages_are_counted() -> None:
         print("written", flush=True)
         sys.stdin.readline()
         import time
-        time.sleep(0.5)
+        time.sleep(3)
         log.info("after")
         settings.close()
     """)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=writer, text=True) as process:
@@ -102,7 +102,7 @@ def test_lost_messages_are_counted() -> None:
         process.stdin.flush()
         with os.fdopen(reader, encoding="utf-8") as pipe:
             lines = pipe.read().splitlines()
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     lost = [line for line in lines if "messages were lost because the log took none" in line]
     assert lost
     assert sum(int(line.split(": ")[1].split()[0]) for line in lost) + len(lines) - len(lost) - 1 == 5000

@@ -20,6 +20,7 @@ from hotpind.engines.supervisor import EngineState
 from hotpind.system.logs import Log
 from hotpind.system.notify import Notifier
 from hotpind.system.watchdog import Watchdog, watchdog_interval
+from tests.waiting import until
 
 
 class Clock:
@@ -94,27 +95,33 @@ async def test_the_daemon_pings_while_the_speech_engines_answer(
     monkeypatch.setitem(defaults, "grace_s", 0.3)
     monkeypatch.setattr(daemon, "hint_for", lambda *_: None)
 
-    async def heard(seconds: float) -> int:
-        with contextlib.suppress(BlockingIOError):
-            while manager.recv(999):
-                pass
-        await asyncio.sleep(seconds)
+    def heard() -> int:
         count = 0
         with contextlib.suppress(BlockingIOError):
             while message := manager.recv(999):
                 count += message == b"WATCHDOG=1"
         return count
 
+    async def pings_come() -> None:
+        heard()
+        count = 0
+        async with asyncio.timeout(10):
+            while count < 5:
+                await asyncio.sleep(0.01)
+                count += heard()
+
     serving = daemon.Daemon(Config(), None, cast(Log, None), show_self_test=False, once=False)
     appliance: Any = Speech()
     task = asyncio.create_task(serving._serve(appliance))
     try:
-        assert await heard(1.0) >= 2
+        await pings_come()
         getattr(appliance, engine).state = EngineState.WAITING
         await asyncio.sleep(0.6)
-        assert await heard(0.5) == 0
+        heard()
+        await asyncio.sleep(0.5)
+        assert heard() == 0
         getattr(appliance, engine).state = EngineState.READY
-        assert await heard(1.0) >= 2
+        await pings_come()
     finally:
         serving._stop.set()
         await task
@@ -145,7 +152,7 @@ async def test_a_check_that_hangs_is_given_up_in_time(manager: socket.socket) ->
     dog = Watchdog(Notifier(manager.getsockname()), 0.15, hang, grace_s=0)
     begun = time.monotonic()
     assert not await dog.beat()
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 10
     assert cancelled.is_set()
 
 
@@ -164,12 +171,17 @@ async def test_it_pings_three_times_an_interval_and_not_while_the_loop_stands(ma
         return True
 
     task = asyncio.create_task(Watchdog(Notifier(manager.getsockname()), 0.3, healthy).run())
-    await asyncio.sleep(0.95)
-    assert 8 <= pings(manager) <= 11
+    begun = time.monotonic()
+    count = 0
+    while count < 5:
+        await asyncio.sleep(0.01)
+        count += pings(manager)
+        took = time.monotonic() - begun
+        assert took < 10
+    assert count <= took / 0.1 + 2
     time.sleep(0.5)  # noqa: ASYNC251 - a blocked event loop is what this is about
     assert pings(manager) == 0
-    await asyncio.sleep(0.05)
-    assert pings(manager) >= 1
+    await until(lambda: pings(manager) >= 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -18,6 +18,7 @@ import pytest
 import hotpind
 from hotpind.config import Config
 from hotpind.config.paths import models_dir
+from tests.appliance.recordings import letter_error_rate
 from tests.lan import APPLIANCE_IP, Lan, lan
 from tests.systemd.machine import Machine, base_root, machine, sweep
 from tests.systemd.wearer import Wearer
@@ -30,7 +31,11 @@ QUESTION = SPEECH / "sense_and_sensibility_01_austen_64kb-0880.wav"
 """Human speech, 3 s: "he was not an ill disposed young man"."""
 OLDER = "0.0.1"
 """Version given to the same source, to upgrade from and to go back to."""
-BUILD_TIMEOUT_S = 900
+BUILD_TIMEOUT_S = 1800
+CONNECTED_S = 60
+"""Until a pin has reached an appliance that is there, on a machine with more to do."""
+SENTENCE = "The library opens at nine in the morning and closes in the evening."
+"""Long enough for the smallest model to make something of it when a voice has read it aloud."""
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +145,7 @@ def household(house: tuple[Machine, Lan, Path]) -> Iterator[Household]:
         shutil.copy(first, settings)
     host.run("systemctl", "restart", "hotpind")
     with Wearer(home.prefix("wear"), folder, URL) as pin:
-        pin.wait("connected", timeout=20)
+        pin.wait("connected", timeout=CONNECTED_S)
         yield Household(host, pin, home)
 
 
@@ -173,6 +178,17 @@ def wait_until(what: Callable[[], bool], seconds: float, message: Callable[[], s
     return time.monotonic() - begun
 
 
+def speaks_and_listens(host: Machine, tries: int = 3) -> bool:
+    """Have the installed commands say a sentence and write it down: both speech engines work."""
+    for _ in range(tries):
+        said = host.run("hotpinctl", "say", SENTENCE, "--out", "/tmp/said.wav", check=False)
+        heard = host.run("hotpinctl", "transcribe", "/tmp/said.wav", check=False)
+        if said.returncode == heard.returncode == 0 and letter_error_rate(SENTENCE, heard.stdout) <= 0.35:
+            return True
+        print(said.stdout, said.stderr, heard.stdout, heard.stderr)
+    return False
+
+
 def drop_in(host: Machine, *lines: str) -> None:
     """Add lines to the service's section of the unit."""
     folder = host.root / "etc/systemd/system/hotpind.service.d"
@@ -189,24 +205,24 @@ def put_models(host: Machine) -> None:
 def rebuilt(package: Path, folder: Path, version: str, settings: str) -> Path:
     """Make the package of another version out of one, with other settings shipped in it."""
     tree = folder / f"tree-{version}"
-    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True, timeout=120)
+    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True, timeout=400)
     (tree / SETTINGS).write_text(settings)
     control = tree / "DEBIAN/control"
     control.write_text(re.sub("^Version: .*$", f"Version: {version}", control.read_text(), flags=re.MULTILINE))
     made = folder / f"hotpind_{version}_all.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, made], check=True, timeout=300,
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, made], check=True, timeout=900,
                    stdout=subprocess.DEVNULL)
     shutil.rmtree(tree)
     return made
 
 
-def apt_install(host: Machine, package: Path, *options: str, patience_s: int = 60) -> str:
+def apt_install(host: Machine, package: Path, *options: str, patience_s: int = 120) -> str:
     """Install a package file as its user would; returns what apt said."""
     target = host.root / "root" / package.name
     shutil.copy(package, target)
     try:
         return host.run("apt-get", "install", "-y", "--allow-downgrades", "-o", "DPkg::Options::=--force-unsafe-io",
-                        *options, f"/root/{package.name}", timeout=300,
+                        *options, f"/root/{package.name}", timeout=900,
                         environ={"DEBIAN_FRONTEND": "noninteractive", "HOTPIN_START_PATIENCE": str(patience_s)}).stdout
     finally:
         target.unlink()

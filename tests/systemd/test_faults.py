@@ -12,19 +12,29 @@ from pathlib import Path
 import pytest
 
 from tests.lan import Avahi, Lan
-from tests.systemd.conftest import QUESTION, URL, MachineMaker, drop_in, journal, prop, wait_until
+from tests.systemd.conftest import (
+    CONNECTED_S,
+    QUESTION,
+    URL,
+    MachineMaker,
+    drop_in,
+    journal,
+    prop,
+    speaks_and_listens,
+    wait_until,
+)
 from tests.systemd.machine import Machine
 from tests.systemd.wearer import Wearer
 
-pytestmark = pytest.mark.systemd
+pytestmark = [pytest.mark.systemd, pytest.mark.timeout(1800)]
 
-NOTICED_S = 20
-RECOVERED_S = 45
-UNDERSTOOD_S = 60
+NOTICED_S = 60
+RECOVERED_S = 120
+UNDERSTOOD_S = 180
 """Until an engine that cannot live has had its model read."""
-NETWORK_S = 30
-PATIENCE_S = 8
-OUTLIVED_S = 20
+NETWORK_S = 90
+PATIENCE_S = 15
+OUTLIVED_S = 35
 MANY = 25
 """More failed starts in a row than any limit of the unit's would allow."""
 MODELS = "var/cache/hotpin/models"
@@ -63,13 +73,6 @@ def calls_a_fault(host: Machine, *parts: str) -> bool:
     return any(all(part in fault for part in parts) for fault in faults(host))
 
 
-def answers(host: Machine) -> bool:
-    """Speak and listen: both speech engines work."""
-    said = host.run("hotpinctl", "say", "Good morning", "--out", "/tmp/said.wav", check=False)
-    heard = host.run("hotpinctl", "transcribe", "/tmp/said.wav", check=False)
-    return said.returncode == 0 and "good morning" in heard.stdout.lower()
-
-
 def test_the_port_is_taken(boot: MachineMaker) -> None:
     host = boot()
     host.run("systemctl", "stop", "hotpind")
@@ -85,7 +88,7 @@ def test_the_port_is_taken(boot: MachineMaker) -> None:
     assert life(host) == ("activating", daemon, "0"), journal(host)
     host.run("systemctl", "stop", "squatter")
     took = wait_until(lambda: active(host), RECOVERED_S, lambda: journal(host))
-    assert answers(host)
+    assert speaks_and_listens(host)
     assert life(host) == ("active", daemon, "0")
     print(f"active {took:.1f} s after the port was free")
 
@@ -123,7 +126,7 @@ def test_corrupt_models(boot: MachineMaker) -> None:
             model.write_bytes(data)
             os.utime(model, ns=(info.st_atime_ns, info.st_mtime_ns))
         took = wait_until(lambda: active(host), RECOVERED_S, lambda: f"{prop(host, 'StatusText')}\n{journal(host)}")
-        assert answers(host)
+        assert speaks_and_listens(host)
         assert life(host) == ("active", daemon, "0")
         print(f"active {took:.1f} s after the models were whole again")
 
@@ -141,7 +144,7 @@ def test_the_disk_is_full(boot: MachineMaker) -> None:
     daemon = prop(host, "MainPID")
     host.run("rm", f"/{STATE}/full")
     took = wait_until(lambda: active(host), RECOVERED_S, lambda: f"{prop(host, 'StatusText')}\n{journal(host)}")
-    assert answers(host)
+    assert speaks_and_listens(host)
     assert life(host) == ("active", daemon, "0")
     print(f"active {took:.1f} s after there was room")
 
@@ -163,7 +166,7 @@ def test_a_corrupt_database(boot: MachineMaker) -> None:
                lambda: prop(host, "StatusText"))
     found = json.loads(host.run("hotpinctl", "doctor", "--json", check=False).stdout)
     assert [each for each in found if each["verdict"] == "fault" and "pair the devices again" in each["text"]], found
-    assert answers(host)
+    assert speaks_and_listens(host)
 
 
 def test_the_clock_is_at_1970(boot: MachineMaker, home: Lan, tmp_path: Path) -> None:
@@ -180,7 +183,7 @@ def test_the_clock_is_at_1970(boot: MachineMaker, home: Lan, tmp_path: Path) -> 
                lambda: prop(host, "StatusText"))
     daemon = prop(host, "MainPID")
     with Wearer(home.prefix("wear"), tmp_path, URL) as pin:
-        pin.wait("connected", timeout=20)
+        pin.wait("connected", timeout=CONNECTED_S)
         assert pin.answer(QUESTION)["violations"] == []
         clock.write_text("+0\n")
         wait_until(lambda: "clock" not in prop(host, "StatusText"), NOTICED_S, lambda: prop(host, "StatusText"))
@@ -197,7 +200,7 @@ def test_there_is_no_network_at_first(boot: MachineMaker, home: Lan, tmp_path: P
     wait_until(shows(host, "no network"), NOTICED_S, lambda: prop(host, "StatusText"))
     pull = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8000/health').read().decode())"
     assert "hotpin" in host.run("python3", "-c", pull).stdout
-    assert answers(host)
+    assert speaks_and_listens(host)
     daemon = prop(host, "MainPID")
     with Avahi(home, "wear", tmp_path) as avahi, Wearer(home.prefix("wear"), tmp_path, URL) as pin:
         home.cable("appl", plugged=True)
@@ -216,10 +219,10 @@ def test_however_often_it_failed_it_is_started_again(boot: MachineMaker) -> None
         host.run("mount", "--bind", "/bin/false", program)
     drop_in(host, "RestartSec=100ms")
     start(host)
-    wait_until(lambda: int(prop(host, "NRestarts")) > MANY, 60, lambda: journal(host))
+    wait_until(lambda: int(prop(host, "NRestarts")) > MANY, 240, lambda: journal(host))
     host.run("umount", "--lazy", hotpind)
     took = wait_until(lambda: active(host), RECOVERED_S, lambda: journal(host))
-    assert answers(host)
+    assert speaks_and_listens(host)
     print(f"active {took:.1f} s after it could be started again")
 
 
@@ -236,4 +239,4 @@ def test_settings_that_are_wrong_are_not_tried_again_and_again(boot: MachineMake
     assert prop(host, "NRestarts") == "0"
     settings.write_text(whole)
     host.run("systemctl", "start", "hotpind")
-    assert answers(host)
+    assert speaks_and_listens(host)

@@ -14,7 +14,7 @@ from tests.places import TOP
 from tests.systemd.conftest import SETTINGS, journal, prop, put_models
 from tests.systemd.machine import Machine, base_root, machine
 
-pytestmark = [pytest.mark.systemd, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.systemd, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CLONE = "srv/clone"
 BUILT = "srv/built"
@@ -22,7 +22,7 @@ BUILT = "srv/built"
 BUILD = f"""#!/bin/sh
 [ "$1 $2" = "--fast --output" ] && mkdir -p "$3" && cp /{BUILT}/*.deb "$3/"
 """
-PATIENCE_S = 5
+PATIENCE_S = 20
 CHANGED = "usr/lib/tmpfiles.d/hotpind.conf"
 
 
@@ -52,7 +52,7 @@ def host(scratch: Path, current: Path) -> Iterator[Machine]:
 def install(host: Machine, path: str = "") -> subprocess.CompletedProcess[str]:
     """Run the script as root; ``path`` is looked in for programs first."""
     return host.run("sh", "-c", f'PATH={path}:$PATH exec /{CLONE}/scripts/install.sh' if path else
-                    f"/{CLONE}/scripts/install.sh", check=False, timeout=200,
+                    f"/{CLONE}/scripts/install.sh", check=False, timeout=900,
                     environ={"HOTPIN_START_PATIENCE": str(PATIENCE_S)})
 
 
@@ -81,10 +81,10 @@ def test_it_builds_installs_and_waits_for_the_service(host: Machine) -> None:
 def test_a_changed_clone_of_the_same_version_is_installed(host: Machine, scratch: Path) -> None:
     (package,) = (host.root / BUILT).glob("*.deb")
     tree = scratch / "changed"
-    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True, timeout=120)
+    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True, timeout=400)
     with (tree / CHANGED).open("a") as file:
         file.write("# changed\n")
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, package], check=True, timeout=300,
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree, package], check=True, timeout=900,
                    stdout=subprocess.DEVNULL)
     shutil.rmtree(tree)
     before = prop(host, "MainPID")

@@ -10,22 +10,25 @@ from pathlib import Path
 import pytest
 
 from tests.lan import Lan
-from tests.systemd.conftest import QUESTION, URL, MachineMaker, journal, prop, wait_until
+from tests.systemd.conftest import CONNECTED_S, QUESTION, URL, MachineMaker, journal, prop, wait_until
 from tests.systemd.machine import Machine
 from tests.systemd.wearer import Wearer
 
 pytestmark = pytest.mark.systemd
 
 CUTS = 20
+MOST_CUTS = 40
+"""So many at most, until both a turn and a pairing were cut."""
 SEED = 4
-LONGEST_S = 2.5
+LONGEST_S = (2.5, 0.15)
+"""From the moment when the new pin begins to look for the appliance, in turns; the shorter one hits a pairing."""
 REVOKE_EVERY = 4
-STARTS_WITHIN_S = 30.0
+STARTS_WITHIN_S = 90.0
 """Once systemd says that the machine is up, for which it waits for the service."""
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_power_cuts_during_turns_and_pairings(boot: MachineMaker, home: Lan, tmp_path: Path) -> None:
     host = boot(netns=home.namespace_path("appl").name)
     chance = random.Random(SEED)
@@ -34,21 +37,21 @@ def test_power_cuts_during_turns_and_pairings(boot: MachineMaker, home: Lan, tmp
     paired: list[str] = []
     revoked: list[str] = []
     in_a_turn = in_a_pairing = 0
-    for number in range(CUTS + 1):
+    for number in range(MOST_CUTS + 1):
         if number == 0:
             assert host.run("systemctl", "is-enabled", "hotpind").stdout.strip() == "enabled"
             comes_up_by_itself(host)
         assert prop(host, "NRestarts") == "0", journal(host)
         with Wearer(home.prefix("wear"), tmp_path, URL) as pin:
-            pin.wait("connected", timeout=20)
+            pin.wait("connected", timeout=CONNECTED_S)
             assert pin.answer(QUESTION)["violations"] == []
             # Whoever was told before the plug was pulled that it is paired still is.
             if paired:
                 with Wearer(home.prefix("wear"), tmp_path, URL, paired[-1]) as back:
-                    back.wait("connected", timeout=10)
+                    back.wait("connected", timeout=40)
             # And whoever was revoked stays out.
             assert not set(revoked) & known(host)
-            if number == CUTS:
+            if number == MOST_CUTS or (number >= CUTS and in_a_turn and in_a_pairing):
                 break
             name = f"esp32-cam-{number:02}"
             host.run("hotpinctl", "pair", "--no-wait")
@@ -56,10 +59,11 @@ def test_power_cuts_during_turns_and_pairings(boot: MachineMaker, home: Lan, tmp
                 revoked.append(paired.pop(0))
                 host.run("hotpinctl", "devices", "revoke", revoked[-1])
             with Wearer(home.prefix("wear"), tmp_path, URL, name) as new:
+                new.wait("reaching", timeout=60)
                 pin.ask(QUESTION)
-                time.sleep(chance.uniform(0, LONGEST_S))
+                time.sleep(chance.uniform(0, LONGEST_S[number % 2]))
                 in_a_turn += not pin.arrived("turn", "failed")
-                in_a_pairing += new.arrived("reaching") and not new.arrived("connected")
+                in_a_pairing += not new.arrived("connected", "failed")
                 host.power_cut()
         if "token" in memory(tmp_path, name):
             paired.append(name)
@@ -67,8 +71,8 @@ def test_power_cuts_during_turns_and_pairings(boot: MachineMaker, home: Lan, tmp
         host.start()
         comes_up_by_itself(host)
         starts.append(time.monotonic() - powered)
-    print(f"{CUTS} power cuts in {time.monotonic() - begun:.0f} s, {in_a_turn} of them in a turn, {in_a_pairing} in a "
-          f"pairing; ready {max(starts):.1f} s after power-on at the latest; {len(paired)} pins were paired on the "
+    print(f"{number} power cuts in {time.monotonic() - begun:.0f} s, {in_a_turn} of them in a turn, {in_a_pairing} in "
+          f"a pairing; ready {max(starts):.1f} s after power-on at the latest; {len(paired)} pins were paired on the "
           f"way, {len(revoked)} more were revoked")
     assert paired
     assert in_a_turn

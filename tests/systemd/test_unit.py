@@ -10,7 +10,7 @@ import pytest
 
 from tests.systemd.conftest import MachineMaker, drop_in, prop
 
-pytestmark = pytest.mark.systemd
+pytestmark = [pytest.mark.systemd, pytest.mark.timeout(1200)]
 
 WORST_EXPOSURE = 1.5
 

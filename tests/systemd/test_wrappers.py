@@ -20,7 +20,7 @@ def wrapped(folder: Path, *arguments: str, uid: int = 0) -> str:
     assert "exec /opt/hotpind/venv/bin/hotpinctl" in script
     script = script.replace("exec /opt/hotpind/venv/bin/hotpinctl", "echo hotpinctl")
     done = subprocess.run(["sh", "-c", script, "hotpinctl", *arguments], check=True, capture_output=True, text=True,
-                          timeout=10, env={"PATH": f"{folder}:/usr/bin:/bin"})
+                          timeout=60, env={"PATH": f"{folder}:/usr/bin:/bin"})
     return done.stdout
 
 

@@ -45,6 +45,12 @@ class Wearer:
         self._process.stdin.write(f"slowly {wav}\n" if slowly else f"{wav}\n")
         self._process.stdin.flush()
 
+    def hear(self, wav: Path, *, timeout: float = 60) -> None:
+        """Ask, and return as soon as the answer is heard; its "turn" comes later."""
+        self.ask(wav)
+        found = self.wait("hearing", "turn", "failed", "lost", timeout=timeout)
+        assert found["event"] == "hearing", found
+
     def wait(self, *events: str, timeout: float) -> dict[str, Any]:
         """Return the next of these events, passing others over."""
         deadline = time.monotonic() + timeout
@@ -62,7 +68,7 @@ class Wearer:
         """Tell whether one of these events has come that nobody has waited for yet."""
         return any(found["event"] in events for found in list(self._events.queue))
 
-    def answer(self, wav: Path, *, slowly: bool = False, timeout: float = 60) -> dict[str, Any]:
+    def answer(self, wav: Path, *, slowly: bool = False, timeout: float = 120) -> dict[str, Any]:
         """Ask and return the turn, which must have been answered."""
         self.ask(wav, slowly=slowly)
         turn = self.wait("turn", "failed", timeout=timeout)

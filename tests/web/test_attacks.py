@@ -110,14 +110,14 @@ async def test_headers_that_trickle_are_given_up(open_doors: OpenDoors) -> None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.01):
                     await reader.read(100)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 9
     writer.close()
 
 
 async def test_a_body_that_trickles_is_given_up(doors: Doors, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replies, "BODY_SECONDS", 0.5)
     answer = await send_raw(
-        doors.port, b"POST /pair HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{", seconds=6)
+        doors.port, b"POST /pair HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{", seconds=20)
     assert statuses(answer) == [408]
     assert doors.pairing.is_open
 
@@ -150,19 +150,24 @@ async def test_connections_that_ask_nothing_are_bounded_and_devices_still_served
             writer.write(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n")
             connections.append((reader, writer))
             await asyncio.sleep(0.002)
-        await asyncio.sleep(0.3)
-        connections.append(await asyncio.open_connection("127.0.0.1", doors.port))
-        await asyncio.sleep(0.1)
         assert doors.runner.server is not None
+        # Whoever comes next makes room, once the others have had their grace.
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            connections.append(await asyncio.open_connection("127.0.0.1", doors.port, local_addr=("127.0.0.2", 0)))
+            if len(doors.runner.server.connections) <= 5 * 10 + 3:
+                break
         assert len(doors.runner.server.connections) <= 5 * 10 + 3
         await device.send_str("still here")
-        assert (await device.receive_str(timeout=1)) == "still here"
+        assert (await device.receive_str(timeout=10)) == "still here"
         assert (await doors.ask("GET", "/whoami", token=token))[0] == 200
         for _, writer in connections:
             writer.close()
 
 
-async def test_many_devices_behind_one_address_may_come_at_once(doors: Doors) -> None:
+async def test_many_devices_behind_one_address_may_come_at_once(open_doors: OpenDoors) -> None:
+    doors = await open_doors(guard=ConnectionGuard(grace=30))
+
     async def visit() -> int:
         async with (aiohttp.ClientSession() as http, http.get(f"{doors.url}/health") as response):
             return response.status

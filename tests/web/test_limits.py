@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import aiohttp
@@ -24,14 +25,22 @@ def test_both_versions_of_ip_get_the_same_free_port() -> None:
 
 
 def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_open() -> None:
+    assert any(leaves_nothing_open() for _ in range(5)), "somebody else may have taken the port, but not each time"
+
+
+def leaves_nothing_open() -> bool:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(OSError, match="in use"):
             bind_all([(socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.1", port))])
-    with socket.socket(socket.AF_INET6) as again:
-        again.bind(("::1", port))
+        with socket.socket(socket.AF_INET6) as again:
+            try:
+                again.bind(("::1", port))
+            except OSError:
+                return False
+    return True
 
 
 def test_a_missing_version_of_ip_is_left_out() -> None:
@@ -46,6 +55,13 @@ def test_an_address_of_another_machine_is_an_error() -> None:
 
 
 async def test_a_site_listens_on_every_address_and_stops() -> None:
+    for _ in range(5):
+        if await refused_after_its_end():
+            return
+    raise AssertionError("somebody else may have taken the port, but not each time")
+
+
+async def refused_after_its_end() -> bool:
     guard = ConnectionGuard()
     app = web.Application(middlewares=[guard.middleware])
 
@@ -62,5 +78,5 @@ async def test_a_site_listens_on_every_address_and_stops() -> None:
             async with http.get(f"http://{host}:{site.port}/") as response:
                 assert await response.json() == {"address": address}
     await runner.cleanup()
-    with pytest.raises(ConnectionRefusedError), socket.socket() as client:
-        client.connect(("127.0.0.1", site.port))
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", site.port)) == errno.ECONNREFUSED
