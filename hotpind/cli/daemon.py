@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -190,6 +191,8 @@ class Daemon:
 
             self._tasks.append(asyncio.create_task(
                 Watchdog(self._notify, interval, healthy).run(), name="watchdog"))
+        # What is here now stays: collections while somebody waits for an answer need not look at it.
+        gc.freeze()
         hint = hint_for(self._config, appliance.store.catalogue, await asyncio.to_thread(Machine.this))
         if hint:
             _LOG.info("Hint: %s", hint)

@@ -107,9 +107,9 @@ def _ctypes_layer() -> Any:
     package = importlib.util.find_spec("whisper_cpp_python")
     folders = list(package.submodule_search_locations or []) if package else []
     if not folders:
-        raise ImportError("stt.engine is \"whisper-cpp-python\", but that package is not installed: install "
-                          "hotpind[whisper-cpp-python] (with CMAKE_POLICY_VERSION_MINIMUM=3.5 set) or choose "
-                          "\"pywhispercpp\"")
+        raise ImportError("stt.engine is \"whisper-cpp-python\", but that package is not installed: start the "
+                          "appliance with scripts/run, which installs it, install hotpind[whisper-cpp-python] (with "
+                          "CMAKE_POLICY_VERSION_MINIMUM=3.5 set), or choose \"pywhispercpp\"")
     spec = importlib.util.spec_from_file_location("whisper_cpp_python_ctypes", Path(folders[0]) / "whisper_cpp.py")
     assert spec is not None
     assert spec.loader is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import json
 import logging
@@ -30,9 +31,13 @@ _EXCEPTIONS: dict[int, type[web.HTTPException]] = {
 }
 
 
+_compact = functools.partial(json.dumps, separators=(",", ":"))
+"""As the pins' own messages are written; their buffers are small."""
+
+
 def reply(data: Mapping[str, Any], status: int = 200) -> web.Response:
     """Answer with JSON that nobody keeps a copy of: it may hold a token."""
-    return web.json_response(data, status=status, headers={"Cache-Control": "no-store"})
+    return web.json_response(data, status=status, dumps=_compact, headers={"Cache-Control": "no-store"})
 
 
 def problem(status: int, message: str, **more: Any) -> web.Response:
