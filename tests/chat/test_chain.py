@@ -9,6 +9,7 @@ import time
 import pytest
 
 from hotpind.chat import chain as chain_module
+from hotpind.chat import contest as contest_module
 from hotpind.chat.messages import Picture
 from hotpind.config.schema import ChatSection
 from hotpind.errors import NoAnswer
@@ -18,8 +19,10 @@ from tests.fakes.groq import ANSWER, KEY, FakeGroq
 from tests.waiting import until
 
 
-async def test_the_cloud_answers(make_chain: MakeChain, cloud: FakeGroq, engine: FakeEngine) -> None:
-    async with make_chain() as chain:
+async def test_the_cloud_answers(make_chain: MakeChain, cloud: FakeGroq, engine: FakeEngine,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest_module, "SLOW_S", 5.0)
+    async with make_chain(first_token_deadline_s=10.0) as chain:
         text, answer, _ = await ask(chain)
         assert text == ANSWER
         assert (answer.backend, answer.model, answer.reason) == ("groq", SCOUT, "")
