@@ -2,77 +2,50 @@
 
 from __future__ import annotations
 
-import base64
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hotpind.engines.llama import ChatServer, load, prompt_of
-from hotpind.engines.vision import PICTURES_KEPT
-from tests.engines.tiny_vision import make_vision_model
-from tests.pictures import noise
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    files = make_vision_model(tmp_path_factory.mktemp("vision"))
-    return load(files.model, files.mmproj, context=512, threads=1, gpu_layers=0)
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-m", "tests.engines.looking", str(tmp_path_factory.mktemp("vision"))],
+                          cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def url(seed: int) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(noise(512, 512, seed=seed)).decode()
+def test_what_was_looked_at_is_not_encoded_again(seen: dict[str, Any]) -> None:
+    steps = seen["steps"]
+    tiles = steps["first"]
+    assert tiles > 0
+    assert steps["look at the second"] == steps["second, never seen"] == tiles
+    for step in ("look at the first again", "second", "first again", "both", "both turned round"):
+        assert steps[step] == 0, step
+    assert steps["both, never seen"] == tiles, "only the first of them was new"
 
 
-def shown(*urls: str, text: str = "What is this?") -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "text", "text": text},
-                                         *({"type": "image_url", "image_url": {"url": each}} for each in urls)]}]
+def test_it_makes_no_difference_to_the_answer(seen: dict[str, Any]) -> None:
+    said = seen["said"]
+    assert said["first"] == said["first again"] != said["second"]
+    assert said["second"] == said["second, never seen"]
+    assert said["both"] == said["both, never seen"] != said["both turned round"]
 
 
-def ask(llm: Any, messages: list[dict[str, Any]]) -> str:
-    return "".join(piece["choices"][0]["delta"].get("content") or ""
-                   for piece in llm.create_chat_completion(messages, stream=True, temperature=0.0, max_tokens=16))
+def test_the_memory_of_pictures_is_bounded(seen: dict[str, Any]) -> None:
+    assert seen["kept"] == seen["most"]
+    assert seen["steps"]["the newest of many"] == 0
+    assert seen["steps"]["the oldest of many"] > 0
 
 
-def encoded(llm: Any) -> int:
-    count: int = llm.chat_handler._memory.encoded
-    return count
-
-
-def test_what_was_looked_at_is_not_encoded_again_and_makes_no_difference(llm: Any) -> None:
-    answer = ask(llm, shown(url(1)))
-    tiles = encoded(llm)
-    assert tiles
-    assert llm.chat_handler.look_at(url(1)) == 0
-    new = llm.chat_handler.look_at(url(2))
-    assert new == tiles
-    before = encoded(llm)
-    other = ask(llm, shown(url(2)))
-    assert ask(llm, shown(url(1))) == answer != other
-    assert encoded(llm) == before
-    # Two pictures in one question, in this order and in the other.
-    one, two = ask(llm, shown(url(1), url(2))), ask(llm, shown(url(2), url(1)))
-    assert one != two
-    assert encoded(llm) == before
-    # A model that has never seen them says the same.
-    llm.chat_handler._memory._kept.clear()
-    assert [ask(llm, shown(url(2))), ask(llm, shown(url(1), url(2)))] == [other, one]
-    assert encoded(llm) == before + 2 * tiles
-
-
-def test_the_memory_of_pictures_is_bounded(llm: Any) -> None:
-    for seed in range(10, 10 + PICTURES_KEPT + 1):
-        assert llm.chat_handler.look_at(url(seed))
-    assert llm.chat_handler.look_at(url(10 + PICTURES_KEPT)) == 0
-    assert llm.chat_handler.look_at(url(10)) > 0
-    assert len({picture for picture, _ in llm.chat_handler._memory._kept}) == PICTURES_KEPT
-
-
-def test_warming_looks_at_a_conversation_s_pictures_and_stumbles_over_none(llm: Any, tmp_path: Path) -> None:
-    server = ChatServer(llm, "tiny", sees_images=True, prompt=prompt_of(llm))
-    assert server._look(shown(url(31), url(32))) > 0
-    assert server._look(shown(url(31), url(32))) == 0
-    assert server._look([{"role": "user", "content": "no picture"}]) == 0
-    assert server._look(shown("http://example.org/a.jpg")) == 0
-    assert server._look(shown("data:image/jpeg;base64," + base64.b64encode(b"none").decode())) == 0
-    assert server._look([{"role": "user", "content": [{"type": "image_url"}]}]) == 0
+def test_warming_looks_at_a_conversation_s_pictures_and_stumbles_over_none(seen: dict[str, Any]) -> None:
+    first, *rest = seen["warm"]
+    assert first > 0
+    assert rest == [0] * 5
