@@ -9,11 +9,9 @@ import pytest
 from hotpind.pin.client import Pin
 from tests.appliance.harness import Daemon
 from tests.appliance.pins import ask_all, assert_conforming, spoken
-from tests.appliance.recordings import cards, letter_error_rate, librivox, not_speech, word_error_rate
+from tests.appliance.recordings import cards, librivox, not_speech, word_error_rate
 
 QUIET_TRIES = 3
-LEAST_HEARD = 8
-"""Of ten answers: what the small model says is odd now and then, and Whisper hears another word in a short sentence."""
 
 
 @pytest.mark.slow
@@ -27,7 +25,7 @@ async def test_human_speech_is_understood_and_answered_aloud(daemon: Daemon) -> 
     assert word_error_rate(read) <= 0.10, read
     # What was said can be understood by the same ears.
     heard = [(turn.response, await asyncio.to_thread(daemon.transcribe, turn.wav)) for turn in turns]
-    assert sum(letter_error_rate(said, again) <= 0.35 for said, again in heard) >= LEAST_HEARD, heard
+    assert word_error_rate(heard) <= 0.25, heard
 
 
 @pytest.mark.slow
