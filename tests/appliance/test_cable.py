@@ -27,7 +27,7 @@ from tests.systemd.wearer import Wearer
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LATE_S, BACK_S, TURN_S = 2.5, 30.0, 60.0
-FIRST_S, LATER_S = 4.0, 0.5
+FIRST_S, LATER_S = 2.5, 0.5
 """What the first local turn may take beyond the deadline, for which the model has to be loaded, and later ones beyond
 twice the time of those without a cloud. An idle machine takes 0.3 s and 0.05 s; the one that runs the tests may run
 others at the same time, and the model shares its cores with them. The figures are printed."""
@@ -126,9 +126,10 @@ def until_state(daemon: Daemon, wanted: str, seconds: float) -> None:
 
 
 def thinking(turn: dict[str, Any]) -> float:
-    """Seconds from the transcript to the first word of an answer."""
+    """Seconds from the transcript to the first clause of an answer: a model that is asked in case the cloud is late may
+    have had its first token long before it gets the floor."""
     stages = turn["complete"]["timings"]
-    return float(stages["first_token"] - stages["transcript"])
+    return float(stages["first_clause"] - stages["transcript"])
 
 
 def sound(turn: dict[str, Any]) -> float:
@@ -161,7 +162,7 @@ def test_the_first_question_waits_for_the_deadline_and_no_longer(network: Lan, c
             later = some(wearer, card)
             assert (first["complete"]["backend"], backends(later)) == ("local", {"local"})
             normal = statistics.median(map(thinking, later))
-            print(f"by {address}: first word of the first local turn after {thinking(first):.2f} s "
+            print(f"by {address}: first clause of the first local turn after {thinking(first):.2f} s "
                   f"({first['complete']['reason']}), of later ones {normal:.3f} s (median)")
             assert first["complete"]["reason"] == "groq was late"
             assert thinking(first) > LATE_S - 0.1
@@ -218,7 +219,7 @@ def test_the_cable(network: Lan, cloud: Cloud, daemon: Daemon, card: Path, tmp_p
         assert backends(later) == {"local"}
         assert {turn["complete"]["reason"] for turn in later} <= {"groq is offline", "groq is degraded"}
         normal = statistics.median(map(thinking, later))
-        print(f"{how}: first word of the first local turn {thinking(first):.2f} s after the transcript "
+        print(f"{how}: first clause of the first local turn {thinking(first):.2f} s after the transcript "
               f"({first['complete']['reason']}), of later ones {normal:.3f} s (median), "
               f"{max(map(thinking, later)):.3f} s (worst); first sound {sound(first):.2f} s after the end of speech, "
               f"later {statistics.median(map(sound, later)):.2f} s")

@@ -118,7 +118,8 @@ async def test_the_local_model_answers(healthy: Clouded, fault: Fault) -> None:
         turn = await ask(pin)
         assert_local(healthy, turn, fault.reason)
         stages = turn.extra["timings"]
-        thought = stages["first_token"] - stages["transcript"]
+        # A model that was asked as well, in case, may have had its first token long before it got the floor.
+        thought = stages["first_clause"] - stages["transcript"]
         print(f"{fault}: local words after {thought:.2f} s")
         if fault.late:
             assert LATE_S - 0.1 < thought < LATE_S + 4
