@@ -214,7 +214,8 @@ class ImageIntake:
             return problem(error.status, str(error))
         self._keep(session, picture)
         return reply({"status": "success", "message": "Image received; it belongs to the next question.",
-                      "session": session, "filename": name, "size_bytes": len(content), "context_ready": True})
+                      "session": session, "filename": name, "size_bytes": len(content), "context_ready": True},
+                     shortest=True)
 
     async def _decode(self, content: bytes, limits: LimitsSection) -> Picture:
         if self._waiting >= DECODES_WAITING:
