@@ -126,9 +126,10 @@ LOCAL_DEVICES = 4
 
 @pytest.mark.slow
 async def test_several_devices_at_once_get_each_its_own_from_the_local_model(daemon: Daemon) -> None:
-    """Each hears what it hears when it is alone: with the same question and history the model says the same.
+    """Nobody hears what another one hears when that is alone, and somebody what it hears itself.
 
-    What is heard ahead at a pause depends on how busy the machine is: now and then a word of a question differs.
+    Not everybody: what is heard ahead at a pause depends on how busy the machine is, and how a prompt is read, in one
+    part or in several, decides between words that are nearly as likely.
     """
     recordings = librivox()[:LOCAL_DEVICES]
 
@@ -139,17 +140,18 @@ async def test_several_devices_at_once_get_each_its_own_from_the_local_model(dae
     alone = [await live_locally(f"alone-{number}", recording) for number, recording in enumerate(recordings)]
     together = await asyncio.gather(*(live_locally(f"together-{number}", recording)
                                       for number, recording in enumerate(recordings)))
-    compared = 0
-    for recording, expected, turns in zip(recordings, alone, together, strict=True):
+    said_alone = [{turn.response for turn in turns} for turns in alone]
+    same = 0
+    for number, (recording, turns) in enumerate(zip(recordings, together, strict=True)):
+        others = set[str]().union(*said_alone[:number], *said_alone[number + 1:]) - said_alone[number]
         for turn in turns:
             assert turn.answered, turn.error
             assert turn.extra["backend"] == "local"
             assert_conforming(turn, holes=True)
             assert letter_error_rate(recording.text, turn.transcript) <= MISHEARD, (recording.text, turn.transcript)
-        if [turn.transcript for turn in turns] == [turn.transcript for turn in expected]:
-            assert [turn.response for turn in turns] == [turn.response for turn in expected]
-            compared += 1
-    assert compared >= LOCAL_DEVICES / 2, (alone, together)
+            assert turn.response not in others
+            same += turn.response in said_alone[number]
+    assert same, (alone, together)
 
 
 @pytest.mark.slow
