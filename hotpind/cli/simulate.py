@@ -26,7 +26,7 @@ from hotpind.errors import HotpinError
 from hotpind.pin.client import Pin, base_url
 from hotpind.pin.find import Follower, SharedSearch
 from hotpind.pin.home import Wishes, reach
-from hotpind.pin.memory import memory_file
+from hotpind.pin.memory import load_memory, memory_file
 from hotpind.pin.question import read_question
 from hotpind.pin.tally import Tally
 from hotpind.pin.wearer import Habits, Wearer
@@ -123,7 +123,8 @@ async def _wear_one(wishes: Wishes, config: Config, ears: tuple[SharedSearch, Fo
 
         async def moved(pin: Pin) -> None:
             assert follower is not None
-            await follower.moved_from(pin.base.host or "")
+            remembered = await asyncio.to_thread(load_memory, filled.memory_file)
+            await follower.moved_from(pin.base.host or "", remembered.appliance_id)
 
         await wearer.run(reach_home, None if filled.url or follower is None else moved)
 

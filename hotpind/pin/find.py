@@ -157,6 +157,8 @@ class Follower:
         """The addresses of each appliance by its service name."""
         self._owners: dict[str, str] = {}
         """Who was last known under an address."""
+        self._names: dict[str, str] = {}
+        """The service names by appliance id."""
         self._news = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._zeroconf: AsyncZeroconf | None = None
@@ -178,11 +180,15 @@ class Follower:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._zeroconf.async_close()
 
-    async def moved_from(self, address: str) -> None:
-        """Wait until the appliance that was at ``address`` announces other addresses only."""
+    async def moved_from(self, address: str, appliance_id: str = "") -> None:
+        """Wait until the appliance that was at ``address`` announces other addresses only.
+
+        ``appliance_id`` tells which one that is when it moves before it was ever heard of there.
+        """
         while True:
             news = self._news
-            now = self._announced.get(self._owners.get(address, ""), set())
+            owner = self._owners.get(address) or self._names.get(appliance_id, "")
+            now = self._announced.get(owner, set())
             if now and address not in now:
                 return
             await news.wait()
@@ -199,11 +205,14 @@ class Follower:
             await asyncio.sleep(wait)
             info = AsyncServiceInfo(service_type, name)
             if await info.async_request(zeroconf, RESOLVE_MS):
-                self._learn(name, set(info.parsed_scoped_addresses()))
+                self._learn(name, set(info.parsed_scoped_addresses()), read_service(info).appliance_id)
 
-    def _learn(self, name: str, addresses: set[str]) -> None:
+    def _learn(self, name: str, addresses: set[str], appliance_id: str) -> None:
         if len(self._announced) < MOST_FOUND or name in self._announced:
             self._announced[name] = addresses
+            self._names = {known: owner for known, owner in self._names.items() if owner != name}
+            if appliance_id:
+                self._names[appliance_id] = name
             self._owners |= dict.fromkeys(addresses, name)
         if len(self._owners) > MOST_ADDRESSES:
             self._owners = {address: owner for owner, known in self._announced.items() for address in known}

@@ -134,6 +134,8 @@ def test_a_connected_pin_follows_its_appliance_at_once(lan: Lan, appliance: Proc
                                     "--spread", 0, "--json"), env=environment)
     appliance.line(HELLO, 30)
     appliance.line("answered", 30)
+    # An announcement does not replace what was heard less than a second before it (RFC 6762, 10.2).
+    time.sleep(2)
     move(lan)
     moved = time.monotonic()
     appliance.line(HELLO, 60)
