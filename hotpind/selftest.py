@@ -41,7 +41,7 @@ class SelfTest:
             return []
         timings = self.turn.timings
         server = self.turn.extra.get("timings", {})
-        shown = [("question understood", server.get("transcript")), ("model's first word", server.get("first_token")),
+        shown = [("question understood", server.get("transcript")), ("model's first token", server.get("first_token")),
                  ("first clause", server.get("first_clause")), ("first audio made", server.get("first_audio_ready")),
                  ("first audio at the pin", timings.first_audio), ("answer complete", timings.complete)]
         rows = [(label, f"{seconds:.3f} s") for label, seconds in shown if seconds is not None]
