@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,16 +20,16 @@ def speak(texts: Sequence[str], config: Config) -> list[bytes]:
     Raises `hotpind.errors.ModelFileError` when the voice is not installed, `PinError` for a text without words.
     """
     # These load onnxruntime, which a command that plays recordings does not need.
-    from hotpind.engines.piper import load
+    from hotpind.engines.speaker import load
     from hotpind.models.catalogue import Role
     from hotpind.models.store import ModelStore
 
     files = ModelStore(models_dir(config)).resolve(config.tts.voice, Role.TTS)
-    voice = load(files.main, config.tts.threads or min(4, len(os.sched_getaffinity(0))))
+    speaker = load(files.main, config.tts.threads or min(4, len(os.sched_getaffinity(0))))
     spoken = []
     for text in texts:
-        sound = b"".join(chunk.audio_int16_bytes for chunk in voice.synthesize(text))
+        sound = b"".join(speaker.speak(text, threading.Event()))
         if not sound:
             raise PinError(f"There is nothing to say in {text!r}; give it words.")
-        spoken.append(pin_pcm(np.frombuffer(sound, "<i2"), voice.config.sample_rate))
+        spoken.append(pin_pcm(np.frombuffer(sound, "<i2"), speaker.rate))
     return spoken

@@ -17,8 +17,8 @@ from hotpind.engines.child import cores
 from hotpind.engines.supervisor import Engine, EngineSpec
 from hotpind.errors import EngineUnavailable
 
-SPINS = "300" if platform.machine() == "x86_64" else "4000"
-"""Times round libgomp's waiting loop, about 5 us: on x86-64 each holds a pause instruction, elsewhere nothing."""
+SPINS = "1000" if platform.machine() == "x86_64" else "13000"
+"""Times round libgomp's waiting loop, about 17 us: on x86-64 each holds a pause instruction, elsewhere nothing."""
 QUIET_THREADS: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": SPINS, "OMP_PROC_BIND": "false"}
 """OpenMP's workers meet after every matrix. Left alone they spin for each other without end, and two engines on the
 same cores turn a decode of 0.5 s into 45 s (measured: SmolLM2 beside whisper on two cores). Always asleep, each meeting
@@ -30,7 +30,7 @@ LEAN_MEMORY: Mapping[str, str] = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOL
 """glibc would keep an arena for each thread, each with its peak; Piper alone keeps 40 to 60 MB more without this."""
 LARGE_PAGES: Mapping[str, str] = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Piper takes and gives back some hundred megabytes with each sentence; in large pages that is a tenth quicker."""
-NICE = {"piper": 0, "llama": 5, "whisper": 7}
+NICE = {"piper": 0, "llama": 10, "whisper": 12}
 """Speaking before thinking before listening ahead: most of what whisper does is done before anybody waits for it."""
 
 

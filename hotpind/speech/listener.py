@@ -31,7 +31,11 @@ LEAD_IN = int(0.3 * PIN_RATE)
 TAIL = int(0.3 * PIN_RATE)
 """Samples kept around the speech: soft consonants lie outside what VAD marks, and whisper wants a little silence."""
 PARTIAL_S = 1.5
-"""How much speech without a pause is worth a new partial transcript."""
+"""How much speech without a pause is worth a new partial transcript to show."""
+GLANCE_S = 2.5
+"""How much is worth one that only lets the language model read the question's beginning."""
+UNSURE_WORDS = 2
+"""Words at the end of a partial transcript that often become others."""
 VAD_BATCH_BYTES = CHUNK_BYTES * 16
 """At most half a second of audio at a time, so that ten devices share the worker fairly."""
 
@@ -66,7 +70,8 @@ class Listener:
                  on_progress: Callable[[Listener, str], None] = lambda _, __: None) -> None:
         """Start listening; ``on_progress`` is called after each batch of voice activity, and with each text.
 
-        With ``partials`` speech without a pause is transcribed now and then too, for showing only.
+        Such a text is the question up to the last pause, or the surer part of a partial transcript. With ``partials``
+        those are made often enough to be shown.
         """
         self.tracker = SpeechTracker()
         self.ready_ahead = False
@@ -194,6 +199,9 @@ class Listener:
         tracker = self.tracker
         if (self._ahead_allowed and self._ahead is None and not self._ended and tracker.heard_speech
                 and not tracker.speaking and tracker.silence_s >= self._pause_s and tracker.speech_end > self._window):
+            if self._partial is not None:
+                # This one has all that it would have.
+                self._partial.cancel()
             ticket = Ticket(Urgency.AHEAD)
             task = self._transcribe(ticket, "transcribe ahead")
             task.add_done_callback(self._ahead_done)
@@ -225,19 +233,21 @@ class Listener:
             ahead.task.cancel()
 
     def _look_for_partial(self) -> None:
-        """Transcribe what there is for showing, when nobody else needs the engine."""
+        """Transcribe what there is of speech without a pause, when nobody else needs the engine."""
         tracker = self.tracker
-        if (self._partials and tracker.speaking and tracker.heard_speech and not self._transcriber.queue.in_use
-                and tracker.position - self._partial_at >= PARTIAL_S * PIN_RATE and self._partial is None):
+        every_s = PARTIAL_S if self._partials else GLANCE_S
+        if ((self._partials or self._ahead_allowed) and tracker.speaking and tracker.heard_speech
+                and not self._transcriber.queue.in_use and self._partial is None
+                and tracker.position - max(self._partial_at, tracker.first_speech or 0) >= every_s * PIN_RATE):
             self._partial_at = tracker.position
-            self._partial = self._transcribe(Urgency.AHEAD, "transcribe for showing")
+            self._partial = self._transcribe(Urgency.GLANCE, "transcribe what there is")
             self._partial.add_done_callback(self._partial_done)
 
     def _partial_done(self, task: asyncio.Task[str]) -> None:
         self._partial = None
-        if not task.cancelled() and task.exception() is None and not self._ended:
+        if not task.cancelled() and task.exception() is None and not self._ended and task.result():
             self._partial_text = task.result()
-            self._on_progress(self, "")
+            self._on_progress(self, " ".join(self.text_so_far.split()[:-UNSURE_WORDS]) if self._ahead_allowed else "")
 
     def _ahead_done(self, task: asyncio.Task[str]) -> None:
         if not task.cancelled() and task.exception() is None:

@@ -24,6 +24,8 @@ class Urgency(IntEnum):
     """Somebody let go of the button and waits."""
     AHEAD = 1
     """Somebody pauses and will probably go on talking."""
+    GLANCE = 2
+    """Somebody talks on; what was said so far is of use, but nobody waits for it."""
 
 
 class _MadeWayError(Exception):
@@ -44,9 +46,10 @@ class Transcriber:
     async def transcribe(self, pcm: bytes, urgency: Urgency | Ticket = Urgency.FINAL) -> str:
         """Return the text of 16-bit 16 kHz mono PCM, empty when nothing was said.
 
-        With a `Ticket` the urgency may change while the request waits or runs. One of urgency `Urgency.AHEAD` that runs
-        makes way for a final one, and is begun again later. A failed request of urgency `Urgency.FINAL` is retried
-        once, because a crashed engine is back in a second. Raises `EngineError`.
+        With a `Ticket` the urgency may change while the request waits or runs. One that runs makes way for a more
+        urgent one, and is begun again later; of urgency `Urgency.GLANCE` it is given up, with empty text. A failed
+        request of urgency `Urgency.FINAL` is retried once, because a crashed engine is back in a second. Raises
+        `EngineError`.
         """
         ticket = urgency if isinstance(urgency, Ticket) else Ticket(urgency)
         while True:
@@ -55,19 +58,21 @@ class Transcriber:
                 try:
                     return await self._interruptible(pcm, ticket)
                 except _MadeWayError:
-                    continue
+                    if ticket.urgency == Urgency.GLANCE:
+                        return ""
                 except EngineError:
                     if urgency is not Urgency.FINAL:
                         raise
                     return await self._once(pcm)
 
     def _make_way(self, ticket: Ticket) -> None:
-        """Interrupt somebody's listening ahead, the last begun, when a final request would have to wait for it."""
-        if ticket.urgency == Urgency.FINAL and self.queue.in_use:
-            for other, task in reversed(self._under_way.items()):
-                if other.urgency == Urgency.AHEAD and not task.cancelling():
-                    task.cancel()
-                    return
+        """Interrupt the least urgent request, the last begun, when a more urgent one would have to wait for it."""
+        if not self.queue.in_use:
+            return
+        others = [other for other, task in reversed(self._under_way.items())
+                  if other.urgency > ticket.urgency and not task.cancelling()]
+        if others:
+            self._under_way[max(others, key=lambda other: other.urgency)].cancel()
 
     def hasten(self, ticket: Ticket) -> None:
         """Make a request final that waits or runs, because its speaker has come to the end."""

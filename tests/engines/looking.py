@@ -63,7 +63,19 @@ def look(directory: Path) -> dict[str, Any]:
         shown(url(31), url(32)), shown(url(31), url(32)), [{"role": "user", "content": "no picture"}],
         shown("http://example.org/a.jpg"), shown("data:image/jpeg;base64," + base64.b64encode(b"none").decode()),
         [{"role": "user", "content": [{"type": "image_url"}]}])]
-    return {"said": said, "steps": steps, "kept": kept, "most": PICTURES_KEPT, "warm": warm}
+    return {"said": said, "steps": steps, "kept": kept, "most": PICTURES_KEPT, "warm": warm,
+            "threads": threads_while_answering(files.model)}
+
+
+def threads_while_answering(model: Path) -> list[list[int]]:
+    """Answer the same question twice; return how many threads worked on each piece of text."""
+    import llama_cpp
+
+    llm = load(model, None, context=512, threads=2, gpu_layers=0)
+    return [[llama_cpp.llama_n_threads(llm._ctx.ctx)
+             for piece in llm.create_chat_completion([{"role": "user", "content": "Why?"}], stream=True, max_tokens=40,
+                                                     temperature=0.0, logit_bias={llm.token_eos(): -100.0})
+             if piece["choices"][0]["delta"].get("content")] for _ in range(2)]
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from piper import PiperVoice, SynthesisConfig
 from wyoming.info import Info
 
 from hotpind.engines.child import EngineHandler, serve_wyoming
 from hotpind.engines.piper import PiperHandler
 from hotpind.engines.recognizer import Audio, Decode
+from hotpind.engines.speaker import Speaker
 from hotpind.engines.whisper import WhisperHandler
 from hotpind.errors import EngineBroke
 from hotpind.speech.endpoint import RemoteEndpoint
@@ -39,17 +38,18 @@ class Breaks:
 
 
 class BreaksOff:
-    """A voice that fails at every other sentence."""
+    """A speaker that fails at every other sentence."""
 
-    session = None
-    """None that can be stopped in the middle of one."""
-    config = SimpleNamespace(sample_rate=16_000)
+    rate = 16_000
 
-    def synthesize(self, text: str, style: SynthesisConfig) -> Iterator[SimpleNamespace]:
+    def speak(self, text: str, gone: threading.Event) -> Iterator[bytes]:
         for sentence in text.split("."):
             if sentence == "break":
                 raise RuntimeError(SECRET)
-            yield SimpleNamespace(audio_int16_bytes=SECOND)
+            yield SECOND
+
+    def stop(self, gone: threading.Event) -> None:
+        """None that can be stopped in the middle of one."""
 
 
 @pytest.fixture
@@ -94,8 +94,7 @@ async def collect(audio: AsyncIterable[bytes], into: bytearray) -> None:
 
 async def test_a_failed_synthesis_is_told_at_once(
         serve: Serve, worker: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> None:
-    voice = cast(PiperVoice, BreaksOff())
-    endpoint = await serve(partial(PiperHandler, voice, SynthesisConfig(), worker, Info()))
+    endpoint = await serve(partial(PiperHandler, cast(Speaker, BreaksOff()), worker, Info()))
     synthesizer = Synthesizer(endpoint, deadline_s=30)
     heard = bytearray()
     async with asyncio.timeout(30):

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from hotpind.engines.llama import OPENING
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -49,3 +51,10 @@ def test_warming_looks_at_a_conversation_s_pictures_and_stumbles_over_none(seen:
     first, *rest = seen["warm"]
     assert first > 0
     assert rest == [0] * 5
+
+
+def test_all_cores_work_on_the_first_clause_and_one_is_left_to_the_voice_then(seen: dict[str, Any]) -> None:
+    for threads in seen["threads"]:
+        assert set(threads[:OPENING // 2]) == {2}
+        assert threads[-1] == 1
+        assert threads == sorted(threads, reverse=True)

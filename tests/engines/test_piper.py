@@ -1,15 +1,31 @@
-"""The voice, with its real model: it speaks, and stops in the middle of a sentence that nobody wants any more."""
+"""The voice, with its real model: it speaks in pieces without seams, and stops when nobody wants it any more."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
-from piper import PiperVoice, SynthesisConfig
 
 from hotpind.config import Config
-from hotpind.engines.piper import FrugalSession, load, sentences_of
+from hotpind.engines import speaker
+from hotpind.engines.speaker import (
+    ALIKE,
+    FIRST_FRAMES,
+    LARGEST_FRAMES,
+    WARM_UP,
+    Pieces,
+    Sound,
+    Speaker,
+    latents_of,
+    load,
+    peak_of,
+)
+from hotpind.errors import ModelFileError
 from hotpind.models.catalogue import Role
 from hotpind.models.store import ModelStore
 from tests.places import models_path
@@ -17,29 +33,113 @@ from tests.places import models_path
 pytestmark = pytest.mark.models
 
 LONG = "It goes on and on and on, without a full stop anywhere, " * 12 + "until here."
+SENTENCE = "The sky is blue because of the way that light is scattered."
+
+
+def model() -> Path:
+    return ModelStore(models_path()).resolve(Config().tts.voice, Role.TTS).main
 
 
 @pytest.fixture(scope="module")
-def voice() -> PiperVoice:
-    return load(ModelStore(models_path()).resolve(Config().tts.voice, Role.TTS).main, 2)
+def voice() -> Speaker:
+    return load(model(), 2)
 
 
-def spoken(voice: PiperVoice, text: str, gone: threading.Event | None = None) -> int:
-    return sum(len(audio) for audio in sentences_of(voice, text, SynthesisConfig(), gone or threading.Event()))
+@pytest.fixture(scope="module")
+def pieces(voice: Speaker) -> Pieces:
+    assert voice._pieces is not None, "the default voice can be cut"
+    return voice._pieces
 
 
-def test_a_sentence_that_nobody_wants_any_more_is_stopped_in_its_middle(voice: PiperVoice) -> None:
-    session = voice.session
-    assert isinstance(session, FrugalSession)
+def spoken(voice: Speaker, text: str, gone: threading.Event | None = None) -> int:
+    return sum(len(audio) for audio in voice.speak(text, gone or threading.Event()))
+
+
+def samples(voice: Speaker, text: str) -> list[Sound]:
+    return [np.frombuffer(piece, "<i2").astype(np.float32) for piece in voice.speak(text, threading.Event())]
+
+
+def latents(voice: Speaker, text: str) -> Sound:
+    return latents_of(voice._voice.phoneme_ids_to_audio(
+        voice._voice.phonemes_to_ids(voice._voice.phonemize(text)[0]), voice._style))
+
+
+@pytest.mark.parametrize("text", ["Yes.", SENTENCE, LONG])
+@pytest.mark.parametrize("first", [FIRST_FRAMES, LARGEST_FRAMES])
+def test_pieces_are_what_the_whole_would_be(voice: Speaker, pieces: Pieces, text: str, first: int) -> None:
+    frames = latents(voice, text)
+    alone = replace(pieces, first=first)
+    parts = list(alone.of(frames))
+    whole = pieces.sound(frames)
+    assert sum(map(len, parts)) == len(whole) == frames.shape[-1] * pieces.hop
+    assert peak_of(np.concatenate(parts) - whole) <= 2 * ALIKE
+    lengths = [len(part) // pieces.hop for part in parts]
+    assert max(lengths) < LARGEST_FRAMES + first
+    if len(lengths) > 1:
+        assert lengths[0] == first
+        assert all(later <= 2 * earlier + first for earlier, later in itertools.pairwise(lengths))
+
+
+def test_a_seam_would_be_noticed(voice: Speaker, pieces: Pieces) -> None:
+    frames = latents(voice, SENTENCE)
+    assert peak_of(np.concatenate(list(replace(pieces, neighbours=0).of(frames))) - pieces.sound(frames)) > 0.02
+
+
+def test_the_first_piece_is_half_a_second_and_comes_alone(voice: Speaker, pieces: Pieces) -> None:
+    assert pieces.first == FIRST_FRAMES
+    first, *others = samples(voice, SENTENCE)
+    assert len(first) == FIRST_FRAMES * pieces.hop
+    assert others
+    assert sum(map(len, others)) > len(first)
+
+
+def test_a_slow_machine_gets_large_pieces_at_once() -> None:
+    ticks = itertools.count(step=1000.0)
+    slow = load(model(), 2, cpu_clock=lambda: next(ticks))
+    assert slow._pieces is not None
+    assert slow._pieces.first == LARGEST_FRAMES
+    assert spoken(slow, SENTENCE) > 20_000
+
+
+def test_a_voice_that_cannot_be_cut_speaks_by_sentence(monkeypatch: pytest.MonkeyPatch, voice: Speaker) -> None:
+    monkeypatch.setattr(speaker, "cut", lambda _: None)
+    whole = load(model(), 2)
+    assert whole._pieces is None
+    sentences = samples(whole, f"{SENTENCE} {WARM_UP[1]}")
+    assert len(sentences) == 2
+    assert all(len(sentence) > 20_000 for sentence in sentences)
+    assert whole._gain == pytest.approx(voice._gain, rel=0.5)
+
+
+def test_every_sentence_is_about_as_loud_and_none_is_cut_off(voice: Speaker) -> None:
+    peaks = [peak_of(np.concatenate(samples(voice, text))) / 32767 for text in (SENTENCE, *WARM_UP[1:], LONG)]
+    assert all(0.4 < peak <= 1.0 for peak in peaks), peaks
+
+
+def test_a_piece_that_would_be_too_loud_is_made_softer_and_so_is_the_rest(voice: Speaker) -> None:
+    loud = Speaker(voice._voice, voice._style, voice._pieces, voice._gain * 4)
+    parts = samples(loud, SENTENCE)
+    settled = int(speaker.SOFTEN_S * loud.rate)
+    assert all(np.abs(part[settled:]).max() <= 32767 for part in parts)
+    flat = sum(int((np.abs(part[settled:]) >= 32767).sum()) for part in parts)
+    assert flat <= len(parts), "samples at full scale: one a piece at most, its loudest"
+
+
+def test_a_speaker_that_the_voice_does_not_have_is_named() -> None:
+    with pytest.raises(ModelFileError, match=r"tts\.speaker is 3, but the voice .* has speakers 0 to 0"):
+        load(model(), 1, speaker=3)
+
+
+def test_a_sentence_that_nobody_wants_any_more_is_stopped_in_its_middle(voice: Speaker) -> None:
     began = time.monotonic()
     assert spoken(voice, LONG) > 500_000
     whole_s = time.monotonic() - began
     gone, other = threading.Event(), threading.Event()
 
     def leave() -> None:
-        session.stop(other)
+        voice.stop(other)
         gone.set()
-        session.stop(gone)
+        voice.stop(gone)
 
     timer = threading.Timer(whole_s / 8, leave)
     timer.start()
@@ -52,20 +152,24 @@ def test_a_sentence_that_nobody_wants_any_more_is_stopped_in_its_middle(voice: P
     assert spoken(voice, "And the next one is spoken.") > 20_000
 
 
-def test_somebody_elses_leaving_stops_nothing(voice: PiperVoice) -> None:
-    session = voice.session
-    assert isinstance(session, FrugalSession)
-    timer = threading.Timer(0.1, session.stop, (threading.Event(),))
+def test_a_voice_nobody_wants_any_more_is_stopped_between_pieces_too(voice: Speaker) -> None:
+    gone = threading.Event()
+    parts = voice.speak(LONG, gone)
+    assert next(parts)
+    gone.set()
+    assert list(parts) == []
+
+
+def test_somebody_elses_leaving_stops_nothing(voice: Speaker) -> None:
+    timer = threading.Timer(0.1, voice.stop, (threading.Event(),))
     timer.start()
     assert spoken(voice, LONG) > 500_000
     timer.join()
 
 
-def test_a_failure_of_a_sentence_that_is_wanted_is_no_silence(voice: PiperVoice) -> None:
-    session = voice.session
-    assert isinstance(session, FrugalSession)
+def test_a_failure_of_a_sentence_that_is_wanted_is_no_silence(voice: Speaker) -> None:
     gone = threading.Event()
-    timer = threading.Timer(0.1, session.stop, (gone,))
+    timer = threading.Timer(0.1, voice.stop, (gone,))
     timer.start()
     with pytest.raises(Exception, match="terminate"):
         spoken(voice, LONG, gone)

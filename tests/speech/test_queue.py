@@ -12,8 +12,8 @@ import pytest
 from hotpind.errors import EngineUnavailable
 from hotpind.speech.endpoint import RemoteEndpoint, Ticket, Turnstile
 from hotpind.speech.listener import Listener
-from hotpind.speech.stt import Transcriber
-from tests.appliance.recordings import cards
+from hotpind.speech.stt import Transcriber, Urgency
+from tests.appliance.recordings import cards, librivox
 from tests.fakes.wyoming import FakeSpeech
 from tests.waiting import until
 
@@ -91,6 +91,40 @@ async def test_who_let_go_of_the_button_goes_before_those_who_still_talk(ears: F
         await asyncio.gather(*(each.cancel() for each in listeners))
     assert not transcriber.queue.in_use
     assert not transcriber.queue.waiting
+
+
+async def test_a_glance_makes_way_for_whoever_pauses_or_is_done_and_is_given_up(ears: FakeSpeech) -> None:
+    transcriber = Transcriber(RemoteEndpoint("speech-to-text", ears.uri), language="en", deadline_s=30)
+    async with asyncio.timeout(60):
+        for nr, urgency in enumerate((Urgency.AHEAD, Urgency.FINAL), 1):
+            glance = asyncio.create_task(transcriber.transcribe(bytes(200), Urgency.GLANCE))
+            await until(lambda nr=nr: len(ears.heard) == 2 * nr - 1)  # type: ignore[misc]
+            urgent = asyncio.create_task(transcriber.transcribe(bytes(400), urgency))
+            assert await glance == ""
+            await until(lambda nr=nr: len(ears.heard) == 2 * nr)  # type: ignore[misc]
+            assert ears.hung_up == nr
+            ears.release.release()
+            assert await urgent == "400"
+        # Two glances do not disturb each other.
+        glances = [asyncio.create_task(transcriber.transcribe(bytes(size), Urgency.GLANCE)) for size in (200, 400)]
+        await until(lambda: transcriber.queue.waiting == 1)
+        for _ in glances:
+            ears.release.release()
+        assert await asyncio.gather(*glances) == ["200", "400"]
+    assert not transcriber.queue.in_use
+
+
+async def test_with_listening_ahead_off_nothing_is_heard_before_the_end(ears: FakeSpeech) -> None:
+    transcriber = Transcriber(RemoteEndpoint("speech-to-text", ears.uri), language="en", deadline_s=30)
+    clip = librivox()[0].pcm
+    with ThreadPoolExecutor(1) as workers:
+        listener = Listener(transcriber, workers, ahead=False, pause_s=0.16)
+        listener.feed(clip)
+        await until(lambda: listener.tracker.position > len(clip) / 2 - 512)
+        assert ears.heard == []
+        ears.release.release()
+        assert await listener.finish()
+    assert len(ears.heard) == 1
 
 
 @pytest.mark.parametrize("uri", ["nas:10300", "tcp://nas", "tcp://a..b:10300"])
