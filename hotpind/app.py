@@ -208,8 +208,8 @@ class Appliance:
             devices=lambda: list(self.hub.sessions), faults=self._faults, facts=self._facts,
             activity=lambda: str(self.activity),
             network=lambda: self._announcer is None or bool(self._announcer.interfaces))
-        self.assistant.on_expected = Readiness(
-            self.chain, self.local, lambda: self.status.cloud == "online").expect
+        readiness = Readiness(self.chain, self.local, lambda: self.status.cloud == "online")
+        self.assistant.on_expected, self.assistant.reads_ahead = readiness.expect, readiness.reads_ahead
         self.assistant.on_turn += [self.status.turn, self.metrics.turn, log_turn]
         self.registry.on_token_ended(self._end_connection)
         self.registry.connected = lambda: list(self.hub.sessions)

@@ -44,6 +44,11 @@ class Readiness:
         self._local = local
         self._cloud_answers = cloud_answers
 
+    def reads_ahead(self) -> bool:
+        """Tell whether the local model reads what is known of a question: no model that sees does."""
+        # A cache is of no use to one: its prompts are put together by its eyes.
+        return not self._cloud_answers() and not self._local.sees_images
+
     def expect(self, request: ChatRequest) -> None:
         """Get ready for a question; its text may be incomplete, or not there yet."""
         question = request.messages[-1]
@@ -52,8 +57,7 @@ class Readiness:
         pictures = () if at is None or (self._local.sees_images and not question.pictures) else (
             request.messages[at].pictures)
         self._chain.prepare(pictures)
-        # A cache is of no use to a model that sees: its prompts are put together by its eyes.
-        if not self._cloud_answers() and not self._local.sees_images:
+        if self.reads_ahead():
             known = request.messages if question.text else request.messages[:-1]
             self._local.warm([{"role": message.role, "content": message.text}
                               for message in coached(known, self._local.model)])

@@ -42,6 +42,8 @@ class Assistant:
     """Called with each turn's record when it has ended."""
     on_expected: Callable[[ChatRequest], None] = lambda _: None
     """Told of a question that is being asked, complete or not."""
+    reads_ahead: Callable[[], bool] = lambda: False
+    """Whether the beginning of a question is of use to the brain before its end."""
     turns_running: int = 0
     refusals_running: int = 0
     """How many of them only say that there are too many."""
@@ -67,24 +69,28 @@ class Assistant:
         """Begin to listen to a recording."""
         stt = self.config.stt
         return Listener(self.transcriber, self.workers, ahead=stt.ahead, pause_s=stt.pause_s,
-                        partials=partials, on_progress=on_progress)
+                        partials=partials, glances=self.reads_ahead(), on_progress=on_progress)
 
     def expect_question(self, device: str, text: str = "") -> None:
         """Get the brain ready while the question is still being asked; ``text`` is what was understood so far."""
         self._asking[device] = self.clock()
         self._get_ready(device, text)
 
-    def _get_ready(self, device: str, text: str) -> None:
-        conversation = self.conversation(device)
+    def _get_ready(self, device: str, text: str, conversation: Conversation | None = None) -> None:
+        conversation = conversation or self.conversation(device)
         pictures = conversation.pictures(self.clock())
         self.on_expected(ChatRequest(conversation.messages(self.system_prompt, text, pictures), device=device))
 
-    def _get_ready_for_more(self, record: TurnRecord) -> None:
-        """Have the local model read a conversation's new end ahead, unless somebody else needs it to read theirs."""
+    def _get_ready_for_more(self, record: TurnRecord, conversation: Conversation | None = None) -> None:
+        """Have the local model read a conversation's new end ahead, unless somebody else needs it to read theirs.
+
+        ``conversation`` is given while the device still plays the answer, which is not in its own yet.
+        """
         long_ago = self.clock() - self.config.limits.recording_s
         self._asking = {device: at for device, at in self._asking.items() if at > long_ago}
-        if record.outcome == "answered" and not (self.turns_running or self._asking or self.stopping):
-            self._get_ready(record.device, "")
+        others = self.turns_running - (conversation is not None)
+        if record.outcome == "answered" and not (others or self._asking or self.stopping):
+            self._get_ready(record.device, "", conversation)
 
     def record(self, device: str) -> TurnRecord:
         """Begin a turn's record at the end of speech."""
@@ -96,7 +102,8 @@ class Assistant:
         return Turn(brain=self.brain, voice=self.voice, canned=Canned(self._canned), ear=ear,
                     conversation=self.conversation(record.device), record=record, system_prompt=self.system_prompt,
                     deadline_s=self.config.speaking.turn_deadline_s, clock=self.clock,
-                    on_spoken=lambda text: self.log_words(record, "answered", text), on_left=self._take_over)
+                    on_spoken=lambda text: self.log_words(record, "answered", text), on_left=self._take_over,
+                    on_made=lambda conversation: self._get_ready_for_more(record, conversation))
 
     def _take_over(self, task: asyncio.Task[None]) -> None:
         """Keep a task that outlives its turn until it has ended."""

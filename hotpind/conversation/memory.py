@@ -62,6 +62,12 @@ class Conversation:
             for _ in range(len(self.exchanges) - self.turns + int(self.turns * DROPPED_SHARE)):
                 self.exchanges.popleft()
 
+    def after(self, question: str, answer: str, now: float, pictures: Sequence[Picture] = ()) -> Conversation:
+        """Return the conversation as it would be with one exchange more; this one stays as it is."""
+        future = Conversation(self.turns, self.exchanges.copy(), _taken_until=self._taken_until)
+        future.add(question, answer, now, pictures)
+        return future
+
     def forget_if_idle(self, now: float, idle_s: float) -> None:
         """Begin a new conversation after a long silence (0: never)."""
         if idle_s and now - self.last_used > idle_s:

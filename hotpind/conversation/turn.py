@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from hotpind.chat.messages import Brain, ChatRequest
+from hotpind.chat.messages import Brain, ChatRequest, Picture
 from hotpind.conversation.heard import Heard
 from hotpind.conversation.memory import Conversation
 from hotpind.conversation.prompts import BROKEN_OFF, NO_ANSWER, NO_VOICE, TOO_LATE
@@ -134,10 +134,12 @@ class Turn:
     def __init__(self, *, brain: Brain, voice: Synthesizer, canned: Canned, ear: Ear, conversation: Conversation,
                  record: TurnRecord, system_prompt: str, deadline_s: float,
                  on_spoken: Callable[[str], None] = lambda _: None,
+                 on_made: Callable[[Conversation], None] = lambda _: None,
                  on_left: Callable[[asyncio.Task[None]], object] = asyncio.Task.cancel,
                  clock: Callable[[], float] = time.monotonic) -> None:
         """Prepare; ``deadline_s`` is how long after the end of speech the answer must have begun, ``on_spoken`` is
-        told the whole answer, and ``on_left`` takes over a request to a voice that hangs.
+        told the whole answer, ``on_made`` how the conversation will be when all audio is made and nothing but playback
+        is left, and ``on_left`` takes over a request to a voice that hangs.
         """
         self._brain = brain
         self._voice = voice
@@ -148,6 +150,9 @@ class Turn:
         self._about = fields(turn=record.turn, device=record.device)
         self._system_prompt = system_prompt
         self._on_spoken = on_spoken
+        self._on_made = on_made
+        self._question = ""
+        self._pictures: tuple[Picture, ...] = ()
         self._on_left = on_left
         self._deadline_s = deadline_s
         self._clock = clock
@@ -168,7 +173,8 @@ class Turn:
 
     async def answer(self, question: str) -> None:
         """Answer a question aloud; always ends the turn for the device, by audio and `complete` or by an error."""
-        pictures = self._conversation.take_pictures(self._clock())
+        self._question = question
+        self._pictures = pictures = self._conversation.take_pictures(self._clock())
         self._record.has_image = bool(pictures)
         request = ChatRequest(self._conversation.messages(self._system_prompt, question, pictures),
                               device=self._record.device, turn=self._record.turn)
@@ -323,7 +329,9 @@ class Turn:
         await self._text.put(piece)
 
     async def _speak(self) -> None:
+        texts = []
         while (text := await self._text.get()) is not None:
+            texts.append(text)
             while self._voice.rate and self._queued_bytes > AUDIO_AHEAD_S * self._voice.rate * 2:
                 self._room.clear()
                 await self._room.wait()
@@ -335,6 +343,8 @@ class Turn:
                 self._unsaid -= 1
                 piece.audio.put_nowait(None)
         self._pieces.put_nowait(None)
+        if self._question and self._record.outcome == "answered":
+            self._on_made(self._conversation.after(self._question, " ".join(texts), self._clock(), self._pictures))
 
     async def _synthesise(self, piece: _Piece) -> None:
         canned = self._canned.audio.get(piece.text)

@@ -22,9 +22,10 @@ SPINS = "1000" if platform.machine() == "x86_64" else "13000"
 QUIET_THREADS: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": SPINS, "OMP_PROC_BIND": "false"}
 """OpenMP's workers meet after every matrix. Left alone they spin for each other without end, and two engines on the
 same cores turn a decode of 0.5 s into 45 s (measured: SmolLM2 beside whisper on two cores). Always asleep, each meeting
-costs two calls of the kernel: whisper takes 1.5 times as long, and the model's first word twice as long. A few
-microseconds catch most meetings: measured on two cores, whisper alone 265 ms without, 189 ms with 300 rounds, 178 ms
-with 1000; beside a busy model 340, 368 and 422 ms."""
+costs two calls of the kernel: whisper takes 1.5 times as long, and the model's first word twice as long. Some
+microseconds catch most meetings. Measured on two cores with 0, 300, 1000, 3000 and 10000 rounds, on a machine that
+wakes a thread in 40 us: whisper alone 450, 350, 320, 300, 330 ms; beside a busy model with 300 and more 690, 680, 770,
+850 ms."""
 LEAN_MEMORY: Mapping[str, str] = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "262144",
                                      "MALLOC_TRIM_THRESHOLD_": "262144"}
 """glibc would keep an arena for each thread, each with its peak; Piper alone keeps 40 to 60 MB more without this."""

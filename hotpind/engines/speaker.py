@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import threading
 import time
@@ -31,6 +32,8 @@ from piper.config import PiperConfig
 
 from hotpind.engines.onnx_cut import SPEAKER, Halves, cut
 from hotpind.errors import ModelFileError
+
+_LOG = logging.getLogger(__name__)
 
 Sound = npt.NDArray[np.float32]
 """Mono samples in about -1..1 at the voice's rate, shape (samples,)."""
@@ -194,13 +197,18 @@ def load(model: Path, threads: int, *, speaker: int = 0, length_scale: float = 1
         raise ModelFileError(f"tts.speaker is {speaker}, but the voice {model.stem} has speakers 0 to "
                              f"{settings.num_speakers - 1}")
     style = SynthesisConfig(speaker_id=speaker if several else None, length_scale=length_scale)
+    if halves:
+        try:
+            if speaking := _in_pieces(halves, settings, style, threads, cpu_clock):
+                return speaking
+        except Exception as error:  # noqa: BLE001 - a voice that cannot be cut after all may be whole and well
+            _LOG.debug("%s cannot be cut: %s", model.name, error)
+        finally:
+            _give_back_memory()
     try:
-        return ((_in_pieces(halves, settings, style, threads, cpu_clock) if halves else None)
-                or _by_sentence(PiperVoice(session=_session(str(model), threads), config=settings), style))
+        return _by_sentence(PiperVoice(session=_session(str(model), threads), config=settings), style)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises many unrelated classes for a broken file
         raise _broken(model, error) from None
-    finally:
-        _give_back_memory()
 
 
 def _broken(model: Path, error: Exception) -> ModelFileError:

@@ -66,12 +66,12 @@ class Listener:
     """One recording. `feed` never waits; `finish` gives the transcript; `cancel` drops everything."""
 
     def __init__(self, transcriber: Transcriber, workers: Executor, *, ahead: bool, pause_s: float,
-                 partials: bool = False,
+                 partials: bool = False, glances: bool = False,
                  on_progress: Callable[[Listener, str], None] = lambda _, __: None) -> None:
         """Start listening; ``on_progress`` is called after each batch of voice activity, and with each text.
 
-        Such a text is the question up to the last pause, or the surer part of a partial transcript. With ``partials``
-        those are made often enough to be shown.
+        Speech without a pause is transcribed now and then too: with ``partials`` often enough to be shown, with
+        ``glances`` so that ``on_progress`` gets the surer part of it.
         """
         self.tracker = SpeechTracker()
         self.ready_ahead = False
@@ -90,6 +90,7 @@ class Listener:
         """Where what is not kept begins, in samples."""
         self._ahead: _Piece | None = None
         self._partials = partials
+        self._glances = glances and ahead
         self._partial: asyncio.Task[str] | None = None
         self._partial_text = ""
         self._partial_at = 0
@@ -236,7 +237,7 @@ class Listener:
         """Transcribe what there is of speech without a pause, when nobody else needs the engine."""
         tracker = self.tracker
         every_s = PARTIAL_S if self._partials else GLANCE_S
-        if ((self._partials or self._ahead_allowed) and tracker.speaking and tracker.heard_speech
+        if ((self._partials or self._glances) and tracker.speaking and tracker.heard_speech
                 and not self._transcriber.queue.in_use and self._partial is None
                 and tracker.position - max(self._partial_at, tracker.first_speech or 0) >= every_s * PIN_RATE):
             self._partial_at = tracker.position
@@ -247,7 +248,7 @@ class Listener:
         self._partial = None
         if not task.cancelled() and task.exception() is None and not self._ended and task.result():
             self._partial_text = task.result()
-            self._on_progress(self, " ".join(self.text_so_far.split()[:-UNSURE_WORDS]) if self._ahead_allowed else "")
+            self._on_progress(self, " ".join(self.text_so_far.split()[:-UNSURE_WORDS]) if self._glances else "")
 
     def _ahead_done(self, task: asyncio.Task[str]) -> None:
         if not task.cancelled() and task.exception() is None:

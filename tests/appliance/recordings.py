@@ -59,6 +59,14 @@ _SPELLINGS = {"mr": "mister", "10": "ten", "4": "four", "7": "seven", "5": "five
 """Whisper writes some words in another way than the transcription; they are read the same."""
 
 
+def without_pauses(pcm: bytes) -> bytes:
+    """Leave out the quiet parts of a recording (16-bit PCM)."""
+    sound = np.frombuffer(pcm, "<i2")
+    frames = sound[:len(sound) // 320 * 320].reshape(-1, 320)
+    loud = np.abs(frames.astype(np.int32)).max(axis=1)
+    return bytes(frames[loud > 0.08 * loud.max()])
+
+
 def words(text: str) -> list[str]:
     """Split a text into words as they are read."""
     plain = re.sub(r"[^a-z0-9' ]+", " ", text.lower().replace("-", " "))

@@ -49,7 +49,9 @@ def asked(text: str, *pictures: Picture) -> ChatRequest:
 @pytest.mark.parametrize(("text", "roles"), [("", ["system"]), ("What is", ["system", "user"])])
 def test_without_a_cloud_the_local_model_reads_ahead_what_is_known(text: str, roles: list[str]) -> None:
     local, chain = Local(), Chain()
-    Readiness(chain, local, lambda: False).expect(asked(text))
+    readiness = Readiness(chain, local, lambda: False)
+    assert readiness.reads_ahead()
+    readiness.expect(asked(text))
     assert chain.prepared == [()]
     assert [[message["role"] for message in each] for each in local.warmed] == [roles]
 
@@ -57,7 +59,9 @@ def test_without_a_cloud_the_local_model_reads_ahead_what_is_known(text: str, ro
 @pytest.mark.parametrize(("cloud", "sees"), [(True, False), (False, True)])
 def test_nothing_is_read_ahead_for_a_model_that_will_not_use_it(*, cloud: bool, sees: bool) -> None:
     local, chain = Local(sees_images=sees), Chain()
-    Readiness(chain, local, lambda: cloud).expect(asked("What is"))
+    readiness = Readiness(chain, local, lambda: cloud)
+    assert not readiness.reads_ahead()
+    readiness.expect(asked("What is"))
     assert chain.prepared == [()]
     assert not local.warmed
 

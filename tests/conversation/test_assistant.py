@@ -57,6 +57,21 @@ def test_after_an_answer_the_conversation_is_read_ahead(assistant: Assistant, ex
     assert [(request.device, texts(request)) for request in expected] == [("kitchen", ["What?", "That.", ""])]
 
 
+def test_it_is_read_ahead_as_it_will_be_while_the_answer_is_still_played(
+        assistant: Assistant, expected: list[ChatRequest]) -> None:
+    record = assistant.record("kitchen")
+    made = assistant.turn(cast(Any, None), record)._on_made
+    future = assistant.conversation("kitchen").after("What?", "That.", assistant.clock())
+    with assistant.running(record):
+        made(future)
+        assert [(request.device, texts(request)) for request in expected] == [("kitchen", ["What?", "That.", ""])]
+        with assistant.running(assistant.record("hall")):
+            made(future)
+        assert len(expected) == 1, "somebody else is being answered"
+        record.outcome = "cancelled"
+    assert len(expected) == 1
+
+
 @pytest.mark.parametrize("outcome", ["cancelled", "failed", "canned", "busy", "not-understood"])
 def test_after_anything_else_nothing_is_read_ahead(assistant: Assistant, expected: list[ChatRequest],
                                                    outcome: str) -> None:

@@ -15,6 +15,7 @@ from hotpind.conversation.prompts import BROKEN_OFF
 from hotpind.conversation.turn import FIRST_WORD_PATIENCE_S, Canned, Turn, TurnRecord
 from hotpind.errors import EngineBroke
 from hotpind.speech.tts import Synthesizer
+from tests.waiting import until
 
 RATE = 1000
 
@@ -151,6 +152,39 @@ async def test_the_question_goes_out_while_the_device_is_still_being_told_the_tr
     ear.may_show.set()
     await asking
     assert ear.told == ["thinking what?", "speaking", "end", "complete Yes."]
+
+
+async def test_the_coming_history_is_known_while_the_answer_is_still_played() -> None:
+    class Slow(Listener):
+        async def end_audio(self) -> None:
+            await self.may_show.wait()
+            await super().end_audio()
+
+    ear, conversation = Slow(), Conversation(10)
+    conversation.add("hello?", "Hello.", 0.0)
+    made: list[Conversation] = []
+
+    def on_made(future: Conversation) -> None:
+        made.append(future)
+        ear.may_show.clear()
+
+    asking = asyncio.create_task(turn_of(Script((0, "One is said. Two"), (0, " is too.")), Voice(), ear, conversation,
+                                         on_made=on_made).answer("what?"))
+    await until(lambda: bool(made))
+    told = [(each.question, each.answer) for each in made[0].exchanges]
+    assert told == [("hello?", "Hello."), ("what?", "One is said. Two is too.")]
+    assert len(conversation.exchanges) == 1, "not heard yet"
+    ear.may_show.set()
+    await asking
+    assert [(each.question, each.answer) for each in conversation.exchanges] == told
+    assert len(made) == 1
+
+
+async def test_an_apology_has_no_history_to_come() -> None:
+    made: list[Conversation] = []
+    await turn_of(Script(), Voice(), Listener(), Conversation(10), on_made=made.append).answer("what?")
+    await turn_of(Script(), Voice(), Listener(), Conversation(10), on_made=made.append).say("Sorry.", "empty")
+    assert made == []
 
 
 async def test_the_model_is_timed_by_its_first_token_though_the_word_is_whole_later() -> None:

@@ -23,7 +23,16 @@ from hotpind.speech.audio import PIN_RATE
 from hotpind.speech.endpoint import EngineEndpoint, RemoteEndpoint, Ticket
 from hotpind.speech.listener import PENDING, SEAM_S, TAIL, Listener
 from hotpind.speech.stt import Transcriber, Urgency
-from tests.appliance.recordings import Recording, cards, letter_error_rate, librivox, not_speech, word_error_rate, words
+from tests.appliance.recordings import (
+    Recording,
+    cards,
+    letter_error_rate,
+    librivox,
+    not_speech,
+    without_pauses,
+    word_error_rate,
+    words,
+)
 from tests.waiting import until
 
 pytestmark = pytest.mark.models
@@ -95,8 +104,8 @@ async def test_the_beginning_of_long_speech_is_known_before_it_pauses(listen: Li
             told.append(text)
 
     recording = librivox()[0]
-    listener = listen(on_progress=on_progress)
-    speech = Recording("without a pause", fluent(recording.pcm), recording.text)
+    listener = listen(on_progress=on_progress, glances=True)
+    speech = Recording("without a pause", without_pauses(recording.pcm), recording.text)
     # As slowly as the engine needs: a glance must end before the speech does.
     text = await hear(listener, speech.pcm, pace=2.0)
     assert told
@@ -104,14 +113,6 @@ async def test_the_beginning_of_long_speech_is_known_before_it_pauses(listen: Li
     for beginning in told:
         assert len(words(beginning)) < len(words(text))
         assert letter_error_rate(" ".join(words(text)[:len(words(beginning))]), beginning) <= 0.4, (beginning, text)
-
-
-def fluent(pcm: bytes) -> bytes:
-    """Leave out the quiet parts of a recording, so that it has no pause."""
-    sound = np.frombuffer(pcm, "<i2")
-    frames = sound[:len(sound) // 320 * 320].reshape(-1, 320)
-    loud = np.abs(frames.astype(np.int32)).max(axis=1)
-    return bytes(frames[loud > 0.08 * loud.max()])
 
 
 def miscounted(pairs: list[tuple[str, str]]) -> int:

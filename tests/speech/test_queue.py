@@ -13,7 +13,7 @@ from hotpind.errors import EngineUnavailable
 from hotpind.speech.endpoint import RemoteEndpoint, Ticket, Turnstile
 from hotpind.speech.listener import Listener
 from hotpind.speech.stt import Transcriber, Urgency
-from tests.appliance.recordings import cards, librivox
+from tests.appliance.recordings import cards, librivox, without_pauses
 from tests.fakes.wyoming import FakeSpeech
 from tests.waiting import until
 
@@ -114,17 +114,31 @@ async def test_a_glance_makes_way_for_whoever_pauses_or_is_done_and_is_given_up(
     assert not transcriber.queue.in_use
 
 
-async def test_with_listening_ahead_off_nothing_is_heard_before_the_end(ears: FakeSpeech) -> None:
+@pytest.mark.parametrize(("glances", "ahead"), [(True, True), (False, True), (True, False)])
+async def test_speech_without_a_pause_is_glanced_at_when_that_is_of_use(
+        ears: FakeSpeech, glances: bool, ahead: bool) -> None:
     transcriber = Transcriber(RemoteEndpoint("speech-to-text", ears.uri), language="en", deadline_s=30)
-    clip = librivox()[0].pcm
+    told: list[str] = []
+    clip = without_pauses(librivox()[0].pcm)
     with ThreadPoolExecutor(1) as workers:
-        listener = Listener(transcriber, workers, ahead=False, pause_s=0.16)
+        listener = Listener(transcriber, workers, ahead=ahead, pause_s=0.16, glances=glances,
+                            on_progress=lambda _, text: told.append(text))
         listener.feed(clip)
         await until(lambda: listener.tracker.position > len(clip) / 2 - 512)
-        assert ears.heard == []
+        if glances and ahead:
+            await until(lambda: len(ears.heard) == 1)
+            # What comes at the pause has all that the glance would have had.
+            listener.feed(PAUSE)
+            await until(lambda: len(ears.heard) == 2)
+            assert ears.hung_up == 1
+            assert ears.heard[1] > ears.heard[0]
+        else:
+            assert ears.heard == []
         ears.release.release()
-        assert await listener.finish()
-    assert len(ears.heard) == 1
+        async with asyncio.timeout(30):
+            assert await listener.finish()
+    assert len(ears.heard) == 1 + (glances and ahead)
+    assert not transcriber.queue.in_use
 
 
 @pytest.mark.parametrize("uri", ["nas:10300", "tcp://nas", "tcp://a..b:10300"])

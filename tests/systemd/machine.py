@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,9 +33,17 @@ BEFORE_OTHERS = {"cpu.shares": "8192", "cpu.weight": "800"}
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def base_root() -> Path:
-    """The file system shared by all machines, made on first use (half a minute)."""
-    release = _release()
+HOST_NETWORK = "/"
+"""In place of a network namespace's name: the machine shares the host's. No namespace can be called so."""
+
+
+def base_root(release: str = "") -> Path:
+    """The file system shared by all machines, made on first use (half a minute).
+
+    ``release`` is a Debian release by its code name, else the host's.
+    """
+    other = release not in {"", _release()}
+    release = release or _release()
     key = hashlib.sha256(" ".join((release, *PACKAGES)).encode()).hexdigest()[:12]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hotpin" / "test-root"
     root = folder / f"{release}-{key}"
@@ -42,12 +51,12 @@ def base_root() -> Path:
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.exists():
-            for stale in folder.iterdir():
-                if stale.name != ".lock":
-                    shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            for stale in folder.glob(f"{release}-*"):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             making = folder / f"{root.name}.new"
             subprocess.run(["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase",
-                            f"--include={','.join(PACKAGES)}", release, str(making), *_sources()],
+                            f"--include={','.join(PACKAGES)}", release, str(making),
+                            *([_mirror()] if other else _sources())],
                            check=True, timeout=600)
             making.rename(root)
     return root
@@ -116,7 +125,8 @@ class Machine:
 
     def start(self) -> None:
         """Boot, and wait until systemd has started everything."""
-        network = f"--network-namespace-path=/run/netns/{self._netns}" if self._netns else "--private-network"
+        network = ([] if self._netns == HOST_NETWORK else [f"--network-namespace-path=/run/netns/{self._netns}"]
+                   if self._netns else ["--private-network"])
         for cgroup in self._cgroups():
             cgroup.mkdir(exist_ok=True)
         self._weigh(BEHIND_OTHERS)
@@ -125,7 +135,7 @@ class Machine:
         with self._console.open("ab") as console:
             self._nspawn = subprocess.Popen(
                 ["/bin/sh", "-c", move + 'exec "$@"', "sh", "systemd-nspawn", "--quiet", f"--directory={self.root}",
-                 f"--machine={self.name}", "--register=no", "--keep-unit", network, "--link-journal=no",
+                 f"--machine={self.name}", "--register=no", "--keep-unit", *network, "--link-journal=no",
                  "--resolv-conf=off", "--timezone=off", "--console=pipe", "--boot"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True)
         deadline = time.monotonic() + BOOT_TIMEOUT_S
@@ -237,3 +247,10 @@ def _sources() -> Sequence[str]:
     """The host's own package sources for Debian: whatever mirror works there works for the machine."""
     found = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("debian.*")]
     return [str(path) for path in found if path.exists() and path.suffix in {".list", ".sources"}]
+
+
+def _mirror() -> str:
+    """The address that the host takes Debian's packages from."""
+    text = "\n".join(Path(source).read_text() for source in _sources())
+    found = re.search(r"https?://\S+/debian/?(?=\s)", text)
+    return found.group() if found else "http://deb.debian.org/debian"
