@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,23 +22,44 @@ from wyoming.tts import Synthesize
 
 from hotpind import __version__
 from hotpind.engines.child import EngineHandler, cores, run_engine, serve_wyoming
-from hotpind.engines.speaker import Speaker, load
+from hotpind.engines.speaker import Speaker, give_back_memory, load
 
 LONGEST_TEXT = 2000
 """Most characters of one request: two minutes of speech. The appliance asks by clause and sentence."""
 CHUNK_BYTES = 8192
 
 
+REST_S = 1.0
+"""After so many seconds without a text the memory that was needed for it is given back."""
+
+
+class Resting:
+    """Gives memory back when nothing was spoken for a moment."""
+
+    def __init__(self, worker: ThreadPoolExecutor, give_back: Callable[[], None] = give_back_memory) -> None:
+        """Let ``worker`` do it, between two texts."""
+        self._worker = worker
+        self._give_back = give_back
+        self._timer: asyncio.TimerHandle | None = None
+
+    def later(self) -> None:
+        """Begin to wait for that moment, from the beginning."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(REST_S, self._worker.submit, self._give_back)
+
+
 class PiperHandler(EngineHandler):
     """One client of the engine."""
 
-    def __init__(self, speaker: Speaker, worker: ThreadPoolExecutor, info: Info,
+    def __init__(self, speaker: Speaker, worker: ThreadPoolExecutor, resting: Resting, info: Info,
                  reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection with the shared voice and its one worker thread."""
         super().__init__(reader, writer)
         self.info = info
         self._speaker = speaker
         self._worker = worker
+        self._resting = resting
         self._gone = threading.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -72,6 +94,7 @@ class PiperHandler(EngineHandler):
             for start in range(0, len(audio), CHUNK_BYTES):
                 await self.write_event(AudioChunk(rate=rate, width=2, channels=1,
                                                   audio=audio[start:start + CHUNK_BYTES]).event())
+        self._resting.later()
         await self.write_event(AudioStop().event())
 
 
@@ -98,8 +121,8 @@ def main() -> None:
             name="piper", attribution=attribution, installed=True, description="Piper", version=__version__,
             voices=[TtsVoice(name=args.model.stem, attribution=attribution, installed=True, description=None,
                              version=None, languages=[language], speakers=speakers or None)])])
-        await serve_wyoming(args.socket, partial(PiperHandler, speaker, worker, info), rate=speaker.rate,
-                            voice=args.model.stem)
+        await serve_wyoming(args.socket, partial(PiperHandler, speaker, worker, Resting(worker), info),
+                            rate=speaker.rate, voice=args.model.stem)
 
     run_engine(serve, parent=args.parent)
 

@@ -117,6 +117,8 @@ class Pieces:
             # A rest shorter than the first piece would cost more for its neighbours than for itself.
             end = start + size if frames - start - size >= self.first else frames
             low = max(0, start - self.neighbours)
+            # Kept from piece to piece, and given back with the last.
+            self.session.frugal = end == frames
             sound = self.sound(latents[:, :, low:end + self.neighbours], gone)
             yield sound[(start - low) * self.hop:(end - low) * self.hop]
             start, size = end, min(2 * size, LARGEST_FRAMES)
@@ -204,7 +206,7 @@ def load(model: Path, threads: int, *, speaker: int = 0, length_scale: float = 1
         except Exception as error:  # noqa: BLE001 - a voice that cannot be cut after all may be whole and well
             _LOG.debug("%s cannot be cut: %s", model.name, error)
         finally:
-            _give_back_memory()
+            give_back_memory()
     try:
         return _by_sentence(PiperVoice(session=_session(str(model), threads), config=settings), style)
     except Exception as error:  # noqa: BLE001 - onnxruntime raises many unrelated classes for a broken file
@@ -216,8 +218,11 @@ def _broken(model: Path, error: Exception) -> ModelFileError:
                           "`hotpinctl models pull`")
 
 
-def _give_back_memory() -> None:
-    """Have the C library return what it keeps of freed memory: a voice was in memory three times while it was cut."""
+def give_back_memory() -> None:
+    """Have the C library return what it keeps of freed memory.
+
+    Some 40 MB after a sentence, and more after loading: a voice is in memory three times while it is cut.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -261,8 +266,6 @@ def _in_pieces(halves: Halves, settings: PiperConfig, style: SynthesisConfig, th
         pieces = replace(whole, hop=len(sound) // latents.shape[-1], neighbours=neighbours, first=FIRST_FRAMES)
         joined = np.concatenate(list(pieces.of(latents)))
         if joined.shape == sound.shape and peak_of(joined - sound) <= ALIKE:
-            # A piece is short: its memory is little enough to be kept.
-            pieces.session.frugal = False
             return Speaker(voice, style, pieces if quick else replace(pieces, first=LARGEST_FRAMES), _gain(peaks))
     return None
 

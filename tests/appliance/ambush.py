@@ -19,6 +19,10 @@ GIVES_UP_S = 60.0
 ENGINES = ["llama", "piper", "whisper"]
 
 
+ATTEMPTS = 4
+"""An answer of one short word is over before anybody can see it begin; asked again, the model says something else."""
+
+
 class Moment(StrEnum):
     """When an engine is hurt."""
 
@@ -96,7 +100,10 @@ async def hurt_in_a_turn(daemon: Daemon, pin: Pin, ambush: Ambush, engine: str, 
     ambush.hurt = hurt
     watching = asyncio.create_task(hurt.watch())
     try:
-        turn = await asyncio.wait_for(pin.ask(question, realtime=False, tail_silence_s=0.3), GIVES_UP_S)
+        for _ in range(ATTEMPTS):
+            turn = await asyncio.wait_for(pin.ask(question, realtime=False, tail_silence_s=0.3), GIVES_UP_S)
+            if hurt.done:
+                break
     finally:
         watching.cancel()
         ambush.hurt = None

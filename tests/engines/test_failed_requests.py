@@ -13,8 +13,9 @@ from typing import cast
 import pytest
 from wyoming.info import Info
 
+from hotpind.engines import piper
 from hotpind.engines.child import EngineHandler, serve_wyoming
-from hotpind.engines.piper import PiperHandler
+from hotpind.engines.piper import PiperHandler, Resting
 from hotpind.engines.recognizer import Audio, Decode
 from hotpind.engines.speaker import Speaker
 from hotpind.engines.whisper import WhisperHandler
@@ -22,6 +23,7 @@ from hotpind.errors import EngineBroke
 from hotpind.speech.endpoint import RemoteEndpoint
 from hotpind.speech.stt import Transcriber
 from hotpind.speech.tts import Synthesizer
+from tests.waiting import until
 
 SECRET = "the wearer's words"
 SECOND = bytes(2 * 16_000)
@@ -94,7 +96,7 @@ async def collect(audio: AsyncIterable[bytes], into: bytearray) -> None:
 
 async def test_a_failed_synthesis_is_told_at_once(
         serve: Serve, worker: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> None:
-    endpoint = await serve(partial(PiperHandler, cast(Speaker, BreaksOff()), worker, Info()))
+    endpoint = await serve(partial(PiperHandler, cast(Speaker, BreaksOff()), worker, Resting(worker), Info()))
     synthesizer = Synthesizer(endpoint, deadline_s=30)
     heard = bytearray()
     async with asyncio.timeout(30):
@@ -125,3 +127,19 @@ async def test_a_client_that_leaves_costs_nothing(
     async with asyncio.timeout(30):
         assert await transcriber.transcribe(SECOND) == "fine"
     assert "failed" not in caplog.text
+
+
+async def test_memory_is_given_back_once_when_nothing_was_spoken_for_a_moment(
+        serve: Serve, worker: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(piper, "REST_S", 0.1)
+    given: list[int] = []
+    resting = Resting(worker, lambda: given.append(1))
+    synthesizer = Synthesizer(await serve(partial(PiperHandler, cast(Speaker, BreaksOff()), worker, resting, Info())),
+                              deadline_s=30)
+    assert await synthesizer.whole("fine") == SECOND
+    await until(lambda: len(given) == 1)
+    for _ in range(3):
+        resting.later()
+    await until(lambda: len(given) == 2)
+    await asyncio.sleep(0.3)
+    assert len(given) == 2
