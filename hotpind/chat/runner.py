@@ -137,6 +137,7 @@ class Runner:
                     self.model = event.model
                 elif isinstance(event, Aside):
                     self._aside = event.text + " "
+                    self._filter.introduce(event.text)
                 elif isinstance(event, Words):
                     if self.token_at is None and event.text:
                         self.token_at = _now()
@@ -147,7 +148,7 @@ class Runner:
                         await self._end()
                         return
                 elif isinstance(event, Ended):
-                    await self._give(self._filter.finish(truncated=event.truncated))
+                    await self._give(self._filter.finish(truncated=event.truncated) or self._echo())
                     await self._end()
                     await self._drain(events)
                     return
@@ -173,6 +174,13 @@ class Runner:
                 return await anext(events, None)
         except TimeoutError:
             raise silence from None
+
+    def _echo(self) -> str:
+        """Return what is said first, when the model said nothing else."""
+        if self.standing is not Standing.PENDING or not self._filter.echoed:
+            return ""
+        text, self._aside = self._aside.strip(), ""
+        return text
 
     async def _give(self, text: str) -> None:
         if not text and self._held_too_long():

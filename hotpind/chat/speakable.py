@@ -62,6 +62,15 @@ class Speakable:
         """Words taken in so far, given out or held."""
         return self._sentences.words
 
+    @property
+    def echoed(self) -> bool:
+        """Whether the model's answer began with the introduction."""
+        return self._sentences.echoed
+
+    def introduce(self, sentence: str) -> None:
+        """Leave ``sentence`` out, which is said before the answer anyway: small models like to say it again."""
+        self._sentences.introduce([plain for word in sentence.split() if (plain := _plain(word))])
+
     def feed(self, text: str) -> str:
         """Take the next piece of the model's text and return what can be spoken now, often nothing."""
         if self.done:
@@ -91,6 +100,9 @@ class _Sentences:
     def __init__(self, max_words: int) -> None:
         self.cut = Cut.NO
         self.spoke = False
+        self.echoed = False
+        self._introduction: list[str] = []
+        """Words of a sentence that is left out at the beginning."""
         self._max_words = max_words
         self._words = 0
         self._whole = 0
@@ -106,13 +118,22 @@ class _Sentences:
         """Words taken in."""
         return self._words + len(self._plain)
 
+    def introduce(self, words: list[str]) -> None:
+        """Note the sentence that comes before all others."""
+        self._introduction = words
+        self._said[" ".join(words)] = 1
+
     def release(self) -> str:
         """Give out what is held, unless it may become a sentence that was said before."""
         begun = " ".join(self._plain)
         again = len(self._plain) > SHORT_SENTENCE and any(said.startswith(begun) for said in self._said)
-        if len(self._plain) <= self._given_plain or (again and not self._given):
+        if len(self._plain) <= self._given_plain or ((again or self._echoes()) and not self._given):
             return ""
         return self._give()
+
+    def _echoes(self) -> bool:
+        """Tell whether the sentence so far is the introduction's beginning."""
+        return bool(self._introduction) and self._plain == self._introduction[:len(self._plain)]
 
     def take(self, tokens: list[str]) -> str:
         """Take words and return what is to be spoken now."""
@@ -139,7 +160,7 @@ class _Sentences:
                 self._sentence.clear()
                 return ""
             return self._end(self._full_stop())
-        plain = "".join(letter for letter in token.lower() if letter.isalnum() or letter == " ").strip()
+        plain = _plain(token)
         if not plain and not self._sentence:
             return ""  # punctuation left over from something removed
         self._sentence.append(token)
@@ -149,6 +170,8 @@ class _Sentences:
                 return self._end_loop(length)
         if _ends_sentence(token) and self._plain:
             return self._end()
+        if self._echoes():
+            return ""
         if self._words + len(self._plain) >= self._max_words + WORDS_PAST_LIMIT:
             self.cut = Cut.LENGTH
             return self._give(self._full_stop())
@@ -161,6 +184,11 @@ class _Sentences:
     def _end(self, closing: str = "") -> str:
         """End the sentence; it is given out unless it was said before."""
         words = len(self._plain)
+        if self._plain == self._introduction:
+            self.echoed = True
+            self._sentence, self._plain = [], []
+            return ""
+        self._introduction = []
         plain = " ".join(self._plain)
         before = self._said.get(plain, 0)
         if before and not self._given and (words > SHORT_SENTENCE or before >= SHORT_REPEATS):
@@ -199,6 +227,10 @@ class _Sentences:
             text = text.lstrip()
             self.spoke = bool(text)
         return text
+
+
+def _plain(word: str) -> str:
+    return "".join(letter for letter in word.lower() if letter.isalnum() or letter == " ").strip()
 
 
 _END = re.compile(f"[{STOPS}][{re.escape(CLOSERS)}]*$")

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 import pytest
 
 from hotpind.chat import runner as runner_module
-from hotpind.chat.backend import Ended, Event, Probe, Words
+from hotpind.chat.backend import Aside, Ended, Event, Probe, Words
 from hotpind.chat.messages import ChatRequest, Message, Picture
 from hotpind.chat.runner import Pace, Runner
 from hotpind.errors import BackendError, BackendTooLate, BackendUnreachable, StreamBroke
@@ -93,6 +93,27 @@ class Script(Odd):
             await asyncio.sleep(wait)
             yield Words(text)
         yield Ended()
+
+
+class Blind(Script):
+    """One that has something said before."""
+
+    async def stream(self, request: ChatRequest, *, quiet_s: float) -> AsyncGenerator[Event, None]:
+        """Say so, and the lines."""
+        yield Aside("I can't see the picture.")
+        async for event in super().stream(request, quiet_s=quiet_s):
+            yield event
+
+
+@pytest.mark.parametrize(("answer", "said"), [
+    ("It is red.", "I can't see the picture. It is red."),
+    ("I can't see the picture. It is red.", "I can't see the picture. It is red."),
+    ("I can't see the picture.", "I can't see the picture."),
+])
+async def test_what_is_said_first_is_said_once(answer: str, said: str) -> None:
+    pieces, broke = await said_by(Blind((0, answer[:9]), (0, answer[9:])))
+    assert broke is None
+    assert "".join(text for _, text in pieces) == said
 
 
 @pytest.fixture

@@ -160,6 +160,36 @@ def test_nothing_spoken_is_told() -> None:
     assert not speakable.spoke
 
 
+INTRODUCTION = "I can't see the picture."
+
+
+@pytest.mark.parametrize(("answer", "spoken", "echoed"), [
+    ("I can't see the picture. It is red.", "It is red.", True),
+    ("I can\u2019t see the picture! It is red.", "It is red.", True),
+    ("I can't see the picture. I can't see the picture. It is red.", "It is red.", True),
+    ("I can't see the picture", "", True),
+    ("I can't see the pictures. It is red.", "I can't see the pictures. It is red.", False),
+    ("I can't say. It is red.", "I can't say. It is red.", False),
+    ("It is red. I can't see the picture. It is so.", "It is red.", False),
+    ("I", "I", False),
+])
+def test_an_introduction_is_not_said_again(answer: str, spoken: str, *, echoed: bool) -> None:
+    for size in (1, 3, 7, len(answer)):
+        speakable = Speakable(LIMIT)
+        speakable.introduce(INTRODUCTION)
+        out = "".join(speakable.feed(answer[at:at + size]) for at in range(0, len(answer), size)) + speakable.finish()
+        assert out.strip() == spoken
+        assert speakable.echoed == echoed
+
+
+def test_an_introduction_is_held_until_it_is_another_sentence() -> None:
+    speakable = Speakable(LIMIT)
+    speakable.introduce(INTRODUCTION)
+    assert speakable.feed("I can't see ") == ""
+    assert speakable.release() == ""
+    assert speakable.feed("any reason ") == "I can't see any reason"
+
+
 def test_later_sentences_come_whole() -> None:
     speakable = Speakable(LIMIT)
     assert speakable.feed("One is here. Two is ") == "One is here."
