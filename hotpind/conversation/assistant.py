@@ -88,6 +88,8 @@ class Assistant:
         """
         long_ago = self.clock() - self.config.limits.recording_s
         self._asking = {device: at for device, at in self._asking.items() if at > long_ago}
+        if conversation is not None and not self.reads_ahead():
+            return
         others = self.turns_running - (conversation is not None)
         if record.outcome == "answered" and not (others or self._asking or self.stopping):
             self._get_ready(record.device, "", conversation)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -37,16 +38,24 @@ class Resting:
     """Gives memory back when nothing was spoken for a moment."""
 
     def __init__(self, worker: ThreadPoolExecutor, give_back: Callable[[], None] = give_back_memory) -> None:
-        """Let ``worker`` do it, between two texts."""
+        """Let ``worker`` do it."""
         self._worker = worker
         self._give_back = give_back
+        self._speaking = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def later(self) -> None:
-        """Begin to wait for that moment, from the beginning."""
+    @contextlib.contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Keep the memory while a text is spoken, however that ends."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(REST_S, self._worker.submit, self._give_back)
+        self._speaking += 1
+        try:
+            yield
+        finally:
+            self._speaking -= 1
+            if not self._speaking:
+                self._timer = asyncio.get_running_loop().call_later(REST_S, self._worker.submit, self._give_back)
 
 
 class PiperHandler(EngineHandler):
@@ -89,12 +98,12 @@ class PiperHandler(EngineHandler):
         rate = self._speaker.rate
         await self.write_event(AudioStart(rate=rate, width=2, channels=1).event())
         loop = asyncio.get_running_loop()
-        pieces = self._speaker.speak(text, self._gone)
-        while (audio := await loop.run_in_executor(self._worker, next, pieces, None)) is not None:
-            for start in range(0, len(audio), CHUNK_BYTES):
-                await self.write_event(AudioChunk(rate=rate, width=2, channels=1,
-                                                  audio=audio[start:start + CHUNK_BYTES]).event())
-        self._resting.later()
+        with self._resting.interrupted():
+            pieces = self._speaker.speak(text, self._gone)
+            while (audio := await loop.run_in_executor(self._worker, next, pieces, None)) is not None:
+                for start in range(0, len(audio), CHUNK_BYTES):
+                    await self.write_event(AudioChunk(rate=rate, width=2, channels=1,
+                                                      audio=audio[start:start + CHUNK_BYTES]).event())
         await self.write_event(AudioStop().event())
 
 

@@ -138,8 +138,13 @@ async def test_memory_is_given_back_once_when_nothing_was_spoken_for_a_moment(
                               deadline_s=30)
     assert await synthesizer.whole("fine") == SECOND
     await until(lambda: len(given) == 1)
-    for _ in range(3):
-        resting.later()
+    with resting.interrupted():
+        with resting.interrupted():
+            pass
+        await asyncio.sleep(0.3)
+        assert len(given) == 1, "one of them is still spoken"
+    with pytest.raises(EngineBroke):
+        await synthesizer.whole("break")
     await until(lambda: len(given) == 2)
     await asyncio.sleep(0.3)
     assert len(given) == 2
