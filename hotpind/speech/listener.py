@@ -200,9 +200,6 @@ class Listener:
         tracker = self.tracker
         if (self._ahead_allowed and self._ahead is None and not self._ended and tracker.heard_speech
                 and not tracker.speaking and tracker.silence_s >= self._pause_s and tracker.speech_end > self._window):
-            if self._partial is not None:
-                # This one has all that it would have.
-                self._partial.cancel()
             ticket = Ticket(Urgency.AHEAD)
             task = self._transcribe(ticket, "transcribe ahead")
             task.add_done_callback(self._ahead_done)
