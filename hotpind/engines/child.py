@@ -28,6 +28,8 @@ from wyoming.server import AsyncEventHandler, AsyncUnixServer
 
 from hotpind.errors import HotpinError
 
+PATIENT = "patient"
+"""In the context of our own speech requests: nobody waits for it as one does for an answer."""
 EXIT_UNUSABLE = 3
 """Exit status of an engine that restarting cannot help (a broken model, a missing package)."""
 

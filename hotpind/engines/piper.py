@@ -22,14 +22,14 @@ from wyoming.info import Attribution, Info, TtsProgram, TtsVoice, TtsVoiceSpeake
 from wyoming.tts import Synthesize
 
 from hotpind import __version__
-from hotpind.engines.child import EngineHandler, cores, run_engine, serve_wyoming
+from hotpind.engines.child import PATIENT, EngineHandler, cores, run_engine, serve_wyoming
 from hotpind.engines.speaker import Speaker, give_back_memory, load
 
 LONGEST_TEXT = 2000
 """Most characters of one request: two minutes of speech. The appliance asks by clause and sentence."""
 CHUNK_BYTES = 8192
-
-
+LONGEST_REST_S = 2.0
+"""Most that a patient request waits after a piece."""
 REST_S = 1.0
 """After so many seconds without a text the memory that was needed for it is given back."""
 
@@ -75,14 +75,16 @@ class PiperHandler(EngineHandler):
     async def on_event(self, event: Event) -> bool:
         """Start synthesis; the connection is watched meanwhile."""
         if Synthesize.is_type(event.type):
-            text = Synthesize.from_event(event).text
+            request = Synthesize.from_event(event)
+            text = request.text
             if len(text) > LONGEST_TEXT:
                 await self.write_event(Error(text=f"the text has {len(text)} characters; at most {LONGEST_TEXT} "
                                              "can be spoken at once", code="too-long").event())
                 return True
             if len(self._tasks) >= 4:
                 return False
-            task = asyncio.create_task(self.carry_out(partial(self._speak, text)), name="synthesize")
+            patient = isinstance(request.context, dict) and bool(request.context.get(PATIENT))
+            task = asyncio.create_task(self.carry_out(partial(self._speak, text, patient=patient)), name="synthesize")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return True
@@ -94,16 +96,23 @@ class PiperHandler(EngineHandler):
         for task in self._tasks:
             task.cancel()
 
-    async def _speak(self, text: str) -> None:
+    async def _speak(self, text: str, *, patient: bool) -> None:
         rate = self._speaker.rate
         await self.write_event(AudioStart(rate=rate, width=2, channels=1).event())
         loop = asyncio.get_running_loop()
         with self._resting.interrupted():
             pieces = self._speaker.speak(text, self._gone)
-            while (audio := await loop.run_in_executor(self._worker, next, pieces, None)) is not None:
+            while True:
+                began = loop.time()
+                audio = await loop.run_in_executor(self._worker, next, pieces, None)
+                if audio is None:
+                    break
                 for start in range(0, len(audio), CHUNK_BYTES):
                     await self.write_event(AudioChunk(rate=rate, width=2, channels=1,
                                                       audio=audio[start:start + CHUNK_BYTES]).event())
+                if patient:
+                    # Nothing else is as favoured by the scheduler: without this a long text starves the recogniser.
+                    await asyncio.sleep(min(loop.time() - began, LONGEST_REST_S))
         await self.write_event(AudioStop().event())
 
 

@@ -31,10 +31,10 @@ _SENTENCE_END = re.compile("(\\S*[.!?])[\"')\\]\u2019\u201d]*$")
 class ClauseSplitter:
     """Takes text as it streams, in whole words, and gives back the pieces that are complete."""
 
-    def __init__(self) -> None:
-        """Begin an answer."""
+    def __init__(self, *, hurried: bool = True) -> None:
+        """Begin an answer; one that is not ``hurried`` has whole sentences from its beginning."""
         self._opening = ""
-        self._opened = False
+        self._opened = not hurried
         self._sentences = SentenceBoundaryDetector()
 
     def feed(self, text: str) -> list[str]:
@@ -98,6 +98,12 @@ class ClauseSplitter:
             if any(character.isalnum() for character in text):
                 found.append(text)
         return found
+
+
+def sentences(text: str) -> list[str]:
+    """Cut a whole text into sentences to speak, none longer than `LONGEST_PIECE` characters."""
+    splitter = ClauseSplitter(hurried=False)
+    return [*splitter.feed(text), *splitter.finish()]
 
 
 def _ends_sentence(text: str) -> bool:

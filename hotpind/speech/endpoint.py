@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from aiohttp.abc import AbstractResolver
 from wyoming.client import AsyncClient
@@ -142,6 +142,30 @@ async def next_event(client: AsyncClient, endpoint: Endpoint) -> Event:
     if Error.is_type(event.type):
         raise EngineBroke(f"the {endpoint.name} engine refused: {Error.from_event(event).text[:200]}")
     return event
+
+
+Result = TypeVar("Result")
+
+
+class MadeWayError(Exception):
+    """The request was interrupted by a more urgent one."""
+
+
+async def interruptible(task: asyncio.Task[Result]) -> Result:
+    """Return a task's result; raises `MadeWayError` when somebody else cancelled it.
+
+    Whoever waits for it may be cancelled, too: then it is, and the engine is told by the connection's end.
+    """
+    try:
+        await asyncio.wait({task})
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
+    if task.cancelled():
+        raise MadeWayError
+    return task.result()
 
 
 @dataclass(eq=False, slots=True)

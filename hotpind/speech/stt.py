@@ -12,7 +12,15 @@ from wyoming.audio import AudioChunk, AudioStart, AudioStop
 
 from hotpind.errors import EngineError
 from hotpind.speech.audio import PIN_RATE, SAMPLE_BYTES
-from hotpind.speech.endpoint import Endpoint, Ticket, Turnstile, conversation, next_event
+from hotpind.speech.endpoint import (
+    Endpoint,
+    MadeWayError,
+    Ticket,
+    Turnstile,
+    conversation,
+    interruptible,
+    next_event,
+)
 
 CHUNK_BYTES = 32_768
 
@@ -26,10 +34,6 @@ class Urgency(IntEnum):
     """Somebody pauses and will probably go on talking."""
     GLANCE = 2
     """Somebody talks on; what was said so far is of use, but nobody waits for it."""
-
-
-class _MadeWayError(Exception):
-    """The request was interrupted by a more urgent one."""
 
 
 class Transcriber:
@@ -57,7 +61,7 @@ class Transcriber:
             async with self.queue.passage(ticket):
                 try:
                     return await self._interruptible(pcm, ticket)
-                except _MadeWayError:
+                except MadeWayError:
                     if ticket.urgency == Urgency.GLANCE:
                         return ""
                 except EngineError:
@@ -81,20 +85,9 @@ class Transcriber:
             self._make_way(ticket)
 
     async def _interruptible(self, pcm: bytes, ticket: Ticket) -> str:
-        """Raises `_MadeWayError` when the request was interrupted for another one."""
         task = asyncio.create_task(self._once(pcm), name="transcribe")
         with self._counted(ticket, task):
-            try:
-                await asyncio.wait({task})
-            finally:
-                # Whoever asked may be cancelled: then the engine is told by the connection's end.
-                task.cancel()
-                await asyncio.wait({task})
-                if not task.cancelled():
-                    task.exception()
-        if task.cancelled():
-            raise _MadeWayError
-        return task.result()
+            return await interruptible(task)
 
     @contextlib.contextmanager
     def _counted(self, ticket: Ticket, task: asyncio.Task[str]) -> Iterator[None]:

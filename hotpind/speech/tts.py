@@ -11,9 +11,19 @@ import numpy as np
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.tts import Synthesize
 
+from hotpind.engines.child import PATIENT
 from hotpind.errors import EngineBroke, EngineError
 from hotpind.speech.audio import SAMPLE_BYTES, resample
-from hotpind.speech.endpoint import Endpoint, Ticket, Turnstile, conversation, next_event
+from hotpind.speech.clauses import sentences
+from hotpind.speech.endpoint import (
+    Endpoint,
+    MadeWayError,
+    Ticket,
+    Turnstile,
+    conversation,
+    interruptible,
+    next_event,
+)
 
 
 class Synthesizer:
@@ -26,32 +36,62 @@ class Synthesizer:
         self.queue = Turnstile(places)
         self.rate = 0
         """Sample rate in hertz of all audio given out; known after the first request."""
+        self._patient: set[asyncio.Task[bytes]] = set()
 
     async def speak(self, text: str, due: float = math.inf) -> AsyncGenerator[bytes, None]:
         """Yield PCM at `rate`; ``due`` is when it is needed, in seconds on the monotonic clock; the earliest is first.
 
         A request that failed before any audio came is retried once. Raises `EngineError`.
         """
-        async with self.queue.passage(Ticket(due)):
-            for attempt in (1, 2):
-                begun = False
-                try:
-                    async with aclosing(self._once(text)) as audio:
-                        async for pcm in audio:
-                            begun = True
-                            yield pcm
-                    return
-                except EngineError:
-                    if begun or attempt == 2:
-                        raise
+        if self.queue.in_use:
+            for other in self._patient:
+                other.cancel()
+        async with self.queue.passage(Ticket(due)), aclosing(self._tried_twice(text)) as audio:
+            async for pcm in audio:
+                yield pcm
 
     async def whole(self, text: str, due: float = math.inf) -> bytes:
         """Return all PCM of a text at `rate`. Raises `EngineError`."""
         return b"".join([pcm async for pcm in self.speak(text, due)])
 
-    async def _once(self, text: str) -> AsyncGenerator[bytes, None]:
+    async def read_out(self, text: str) -> bytes:
+        """Return all PCM, at `rate`, of a text of any length for which nobody waits as one does for an answer.
+
+        Each of its sentences makes way for every other request, and is begun again after it. Raises `EngineError`.
+        """
+        return b"".join([await self._patiently(sentence) for sentence in sentences(text) or [text]])
+
+    async def _patiently(self, sentence: str) -> bytes:
+        async def speak() -> bytes:
+            return b"".join([pcm async for pcm in self._tried_twice(sentence, patient=True)])
+
+        while True:
+            async with self.queue.passage(Ticket(math.inf)):
+                task = asyncio.create_task(speak(), name="read out")
+                self._patient.add(task)
+                try:
+                    return await interruptible(task)
+                except MadeWayError:
+                    pass
+                finally:
+                    self._patient.discard(task)
+
+    async def _tried_twice(self, text: str, *, patient: bool = False) -> AsyncGenerator[bytes, None]:
+        for attempt in (1, 2):
+            begun = False
+            try:
+                async with aclosing(self._once(text, patient=patient)) as audio:
+                    async for pcm in audio:
+                        begun = True
+                        yield pcm
+                return
+            except EngineError:
+                if begun or attempt == 2:
+                    raise
+
+    async def _once(self, text: str, *, patient: bool) -> AsyncGenerator[bytes, None]:
         async with conversation(self._endpoint, self.deadline_s) as client:
-            await client.write_event(Synthesize(text=text).event())
+            await client.write_event(Synthesize(text=text, context={PATIENT: True} if patient else None).event())
             while True:
                 event = await next_event(client, self._endpoint)
                 if AudioStart.is_type(event.type):

@@ -38,7 +38,7 @@ def add_routes(app: web.Application, gatekeeper: Gatekeeper, *, status: Callable
         return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def say(request: web.Request) -> web.Response:
-        pcm = await voice.whole(await _text_to_say(request))
+        pcm = await voice.read_out(await _text_to_say(request))
         return web.Response(body=wav_header(voice.rate, len(pcm)) + pcm, content_type="audio/wav")
 
     async def transcribe(request: web.Request) -> web.Response:

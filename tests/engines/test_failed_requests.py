@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -148,3 +149,20 @@ async def test_memory_is_given_back_once_when_nothing_was_spoken_for_a_moment(
     await until(lambda: len(given) == 2)
     await asyncio.sleep(0.3)
     assert len(given) == 2
+
+
+async def test_a_text_that_is_read_out_leaves_half_of_the_time_to_others(
+        serve: Serve, worker: ThreadPoolExecutor) -> None:
+    piece_s, pieces = 0.1, 4
+
+    class Computes(BreaksOff):
+        def speak(self, text: str, gone: threading.Event) -> Iterator[bytes]:
+            for _ in range(pieces):
+                threading.Event().wait(piece_s)
+                yield SECOND
+
+    synthesizer = Synthesizer(await serve(partial(PiperHandler, cast(Speaker, Computes()), worker, Resting(worker),
+                                                  Info())), deadline_s=30)
+    began = time.monotonic()
+    assert await synthesizer.read_out("fine") == pieces * SECOND
+    assert time.monotonic() - began >= 2 * pieces * piece_s

@@ -20,14 +20,16 @@ class FakeSpeech:
     def __init__(self, socket: Path, *, text: str = "", answer_s: float = 0.5, held: bool = False) -> None:
         """Understand ``text`` (empty: the number of bytes heard), and speak ``answer_s`` seconds for each piece.
 
-        ``held``: a transcription waits for a place in `release`.
+        ``held``: a request waits for a place in `release`.
         """
         self.uri = f"unix://{socket}"
         self.release = asyncio.Semaphore(0)
         self.heard: list[int] = []
         """Bytes of each recording that was to be transcribed, in order."""
+        self.asked: list[Synthesize] = []
+        """What was to be spoken, in order."""
         self.hung_up = 0
-        """Transcriptions that whoever asked did not wait for."""
+        """Requests that whoever asked did not wait for."""
         self._socket = socket
         self._text = text
         self._answer_s = answer_s
@@ -56,7 +58,9 @@ class FakeSpeech:
                 elif AudioStop.is_type(event.type):
                     await self._transcribe(size, reader, writer)
                 elif Synthesize.is_type(event.type):
-                    await self._speak(writer)
+                    self.asked.append(Synthesize.from_event(event))
+                    if await self._released(reader):
+                        await self._speak(writer)
         except ConnectionError:
             pass
         finally:
@@ -65,18 +69,23 @@ class FakeSpeech:
 
     async def _transcribe(self, size: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.heard.append(size)
-        if self._held:
-            released = asyncio.create_task(self.release.acquire())
-            gone = asyncio.create_task(reader.read(1))
-            await asyncio.wait({released, gone}, return_when=asyncio.FIRST_COMPLETED)
-            for each in (released, gone):
-                each.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await each
-            if not released.done() or released.cancelled():
-                self.hung_up += 1
-                return
-        await async_write_event(Transcript(text=self._text or str(size)).event(), writer)
+        if await self._released(reader):
+            await async_write_event(Transcript(text=self._text or str(size)).event(), writer)
+
+    async def _released(self, reader: asyncio.StreamReader) -> bool:
+        """Wait for a place in `release`; tell whether whoever asked waited, too."""
+        if not self._held:
+            return True
+        released = asyncio.create_task(self.release.acquire())
+        gone = asyncio.create_task(reader.read(1))
+        await asyncio.wait({released, gone}, return_when=asyncio.FIRST_COMPLETED)
+        for each in (released, gone):
+            each.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await each
+        waited = released.done() and not released.cancelled()
+        self.hung_up += not waited
+        return waited
 
     async def _speak(self, writer: asyncio.StreamWriter) -> None:
         async def send(event: Event) -> None:

@@ -13,6 +13,7 @@ from hotpind.errors import EngineUnavailable
 from hotpind.speech.endpoint import RemoteEndpoint, Ticket, Turnstile
 from hotpind.speech.listener import Listener
 from hotpind.speech.stt import Transcriber, Urgency
+from hotpind.speech.tts import Synthesizer
 from tests.appliance.recordings import cards, librivox, without_pauses
 from tests.fakes.wyoming import FakeSpeech
 from tests.waiting import until
@@ -152,3 +153,43 @@ async def test_an_address_that_is_none_is_an_engine_that_is_not_there(uri: str) 
     transcriber = Transcriber(RemoteEndpoint("speech-to-text", uri), language="en", deadline_s=5)
     with pytest.raises(EngineUnavailable, match="not an address"):
         await transcriber.transcribe(bytes(3200))
+
+
+TWO_SENTENCES = "The library opens at nine. On weekdays it stays open until eight."
+
+
+async def test_a_text_that_is_read_out_makes_way_for_an_answer_and_is_whole_all_the_same(ears: FakeSpeech) -> None:
+    voice = Synthesizer(RemoteEndpoint("text-to-speech", ears.uri), deadline_s=10)
+    reading = asyncio.create_task(voice.read_out(TWO_SENTENCES))
+    await until(lambda: len(ears.asked) == 1)
+    ears.release.release()
+    await until(lambda: len(ears.asked) == 2)
+    answer = asyncio.create_task(voice.whole("It is blue.", due=5.0))
+    await until(lambda: len(ears.asked) == 3)
+    assert ears.hung_up == 1
+    ears.release.release()
+    one = len(await answer)
+    await until(lambda: len(ears.asked) == 4)
+    ears.release.release()
+    assert len(await reading) == 2 * one > 0
+    first, second = TWO_SENTENCES.split(". ")
+    assert [each.text for each in ears.asked] == [f"{first}.", second, "It is blue.", second]
+    assert [bool(each.context) for each in ears.asked] == [True, True, False, True]
+    assert not voice.queue.in_use
+
+
+async def test_a_text_that_nobody_wants_read_out_any_more_leaves_the_voice_free(ears: FakeSpeech) -> None:
+    voice = Synthesizer(RemoteEndpoint("text-to-speech", ears.uri), deadline_s=10)
+    reading = asyncio.create_task(voice.read_out(TWO_SENTENCES))
+    await until(lambda: len(ears.asked) == 1)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    assert not voice.queue.in_use
+    await until(lambda: ears.hung_up == 1)
+
+
+async def test_a_text_without_words_is_left_to_the_voice(ears: FakeSpeech) -> None:
+    voice = Synthesizer(RemoteEndpoint("text-to-speech", ears.uri), deadline_s=10)
+    ears.release.release()
+    assert await voice.read_out("...")
+    assert [each.text for each in ears.asked] == ["..."]
