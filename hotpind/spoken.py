@@ -20,7 +20,7 @@ def speak(texts: Sequence[str], config: Config) -> list[bytes]:
     Raises `hotpind.errors.ModelFileError` when the voice is not installed, `PinError` for a text without words.
     """
     # These load onnxruntime, which a command that plays recordings does not need.
-    from hotpind.engines.speaker import load
+    from hotpind.engines.voice import load
     from hotpind.models.catalogue import Role
     from hotpind.models.store import ModelStore
 

@@ -24,6 +24,9 @@ from hotpind.system.logs import fields
 
 _LOG = logging.getLogger(__name__)
 
+CANNED_AFTER_S = 5.0
+"""Seconds after the start when they are made; one that is needed before is made then."""
+
 
 @dataclass
 class Assistant:
@@ -63,7 +66,7 @@ class Assistant:
     async def prepare_canned(self) -> None:
         """Synthesise the sentences that must be speakable when all else fails. Raises `EngineError`."""
         for text in CANNED:
-            self._canned[text] = await self.voice.whole(text)
+            self._canned[text] = await self.voice.read_out(text)
 
     def listen(self, on_progress: Callable[[Listener, str], None], *, partials: bool = False) -> Listener:
         """Begin to listen to a recording."""
@@ -165,8 +168,12 @@ class Assistant:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
-    async def keep_canned(self, retry_s: float = 5.0) -> None:
-        """Prepare the canned sentences, trying again until the voice works."""
+    async def keep_canned(self, after_s: float = CANNED_AFTER_S, retry_s: float = 5.0) -> None:
+        """Prepare the canned sentences, trying again until the voice works.
+
+        Not at once: the first seconds are needed to load models, and for the first question.
+        """
+        await asyncio.sleep(after_s)
         while True:
             try:
                 await self.prepare_canned()

@@ -130,9 +130,13 @@ class EngineHandler(AsyncEventHandler):
 
 
 async def serve_wyoming(
-    socket: Path, factory: Callable[[asyncio.StreamReader, asyncio.StreamWriter], AsyncEventHandler], **facts: Any
+    socket: Path, factory: Callable[[asyncio.StreamReader, asyncio.StreamWriter], AsyncEventHandler],
+    then: Callable[[], Awaitable[None]] | None = None, **facts: Any,
 ) -> None:
-    """Serve a private unix socket (mode 0600) until cancelled; says ready when it can be connected to."""
+    """Serve a private unix socket (mode 0600) until cancelled; says ready when it can be connected to.
+
+    ``then`` is what nobody has to wait for.
+    """
     server = AsyncUnixServer(socket)
     before = os.umask(0o177)
     try:
@@ -141,6 +145,8 @@ async def serve_wyoming(
         os.umask(before)
     report(ready=True, **facts)
     try:
+        if then is not None:
+            await then()
         await asyncio.Event().wait()
     finally:
         await server.stop()

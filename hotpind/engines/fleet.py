@@ -16,6 +16,7 @@ from hotpind.config import Config
 from hotpind.engines.child import cores
 from hotpind.engines.supervisor import Engine, EngineSpec
 from hotpind.errors import EngineUnavailable
+from hotpind.models.store import RECORD_FILE
 
 SPINS = "1000" if platform.machine() == "x86_64" else "13000"
 """Times round libgomp's waiting loop, about 17 us: on x86-64 each holds a pause instruction, elsewhere nothing."""
@@ -31,6 +32,8 @@ LEAN_MEMORY: Mapping[str, str] = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOL
 """glibc would keep an arena for each thread, each with its peak; Piper alone keeps 40 to 60 MB more without this."""
 LARGE_PAGES: Mapping[str, str] = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Piper takes and gives back some hundred megabytes with each sentence; in large pages that is a tenth quicker."""
+PREPARED = "prepared"
+"""Directory in a voice's own."""
 NICE = {"piper": 0, "llama": 10, "whisper": 12}
 """Speaking before thinking before listening ahead: most of what whisper does is done before anybody waits for it."""
 
@@ -66,9 +69,15 @@ def whisper_spec(config: Config, runtime: Path, model: Callable[[], Path]) -> En
 
 def piper_spec(config: Config, runtime: Path, voice: Callable[[], Path]) -> EngineSpec:
     """Describe the text-to-speech engine; ``voice`` finds its .onnx file, blocking."""
-    return _spec("piper", runtime, lambda: [
-        "--model", str(voice()), "--speaker", str(config.tts.speaker), "--length-scale",
-        str(config.tts.length_scale), "--threads", str(config.tts.threads or cores())])
+    def arguments() -> list[str]:
+        file = voice()
+        # Only a directory of ours, which goes with the voice; nothing is put beside somebody's own file.
+        ours = (file.parent / RECORD_FILE).exists()
+        return ["--model", str(file), *(["--prepared", str(file.parent / PREPARED)] if ours else []),
+                "--speaker", str(config.tts.speaker), "--length-scale", str(config.tts.length_scale),
+                "--threads", str(config.tts.threads or cores())]
+
+    return _spec("piper", runtime, arguments)
 
 
 def llama_spec(config: Config, runtime: Path, files: Callable[[], tuple[Path, Path | None]]) -> EngineSpec:

@@ -23,7 +23,9 @@ from wyoming.tts import Synthesize
 
 from hotpind import __version__
 from hotpind.engines.child import PATIENT, EngineHandler, cores, run_engine, serve_wyoming
-from hotpind.engines.speaker import Speaker, give_back_memory, load
+from hotpind.engines.prepared import Shelf
+from hotpind.engines.speaker import Speaker, give_back_memory
+from hotpind.engines.voice import load, recipe
 
 LONGEST_TEXT = 2000
 """Most characters of one request: two minutes of speech. The appliance asks by clause and sentence."""
@@ -121,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("socket", "model"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--prepared", type=Path, help="directory for what loading makes of the voice")
     parser.add_argument("--speaker", type=int, default=0)
     parser.add_argument("--length-scale", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=0)
@@ -130,8 +133,9 @@ def main() -> None:
 
     async def serve() -> None:
         worker = ThreadPoolExecutor(1, thread_name_prefix="piper")
+        shelf = Shelf(args.prepared, recipe(args.model, args.speaker, args.length_scale))
         speaker = await asyncio.get_running_loop().run_in_executor(worker, partial(
-            load, args.model, threads, speaker=args.speaker, length_scale=args.length_scale))
+            load, args.model, threads, speaker=args.speaker, length_scale=args.length_scale, shelf=shelf))
         attribution = Attribution(name="Piper", url="https://github.com/OHF-Voice/piper1-gpl")
         language = args.model.stem.split("-")[0]
         speakers = [TtsVoiceSpeaker(name=name) for name in speaker.names]
@@ -140,7 +144,7 @@ def main() -> None:
             voices=[TtsVoice(name=args.model.stem, attribution=attribution, installed=True, description=None,
                              version=None, languages=[language], speakers=speakers or None)])])
         await serve_wyoming(args.socket, partial(PiperHandler, speaker, worker, Resting(worker), info),
-                            rate=speaker.rate, voice=args.model.stem)
+                            partial(asyncio.to_thread, shelf.settle), rate=speaker.rate, voice=args.model.stem)
 
     run_engine(serve, parent=args.parent)
 

@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import logging
-import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,10 +24,6 @@ import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from piper import PiperVoice, SynthesisConfig
-from piper.config import PiperConfig
-
-from hotpind.engines.onnx_cut import SPEAKER, Halves, cut
-from hotpind.errors import ModelFileError
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,18 +33,8 @@ Sound = npt.NDArray[np.float32]
 FIRST_FRAMES, LARGEST_FRAMES = 48, 192
 """Latent frames of the first piece, and of later ones at most; a frame is some 12 ms. Each piece has twice as many as
 the one before: it is computed while that is heard."""
-NEIGHBOURS = (12, 24)
-"""Frames that a piece may need on both sides; medium voices need 12 (with 8 they differ by 0.0015)."""
-ALIKE = 1e-3
-"""Difference between pieces and whole that nobody can hear, as a part of full scale: 10 bits below 16."""
-QUICK = 0.35
-"""A piece twice as long as the one before is ready in time when computing takes less than this of its duration."""
-HEADROOM = 0.85
-"""Peak of an average sentence, as a part of full scale; Piper's own would be 1."""
 SOFTEN_S = 0.005
 """In so many seconds the gain gives way."""
-WARM_UP = ("Yes.", "How are you today, and what can I do for you?")
-"""The first run plans memory and kernels, and how loud a voice is has to be heard."""
 
 
 class Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxruntime has no complete types
@@ -179,45 +161,6 @@ def peak_of(sound: Sound) -> float:
     return float(np.abs(sound).max(initial=0.0))
 
 
-def load(model: Path, threads: int, *, speaker: int = 0, length_scale: float = 1.0,
-         cpu_clock: Callable[[], float] = time.process_time) -> Speaker:
-    """Load a voice with sessions tuned for short texts on few cores, and warm it.
-
-    ``cpu_clock`` counts the seconds that this process computed, in all threads. Raises `ModelFileError` when
-    onnxruntime or Piper cannot read the files, or the voice has no such ``speaker``.
-    """
-    try:
-        settings = PiperConfig.from_dict(json.loads(model.with_name(model.name + ".json").read_text("utf-8")))
-        halves = cut(model.read_bytes())
-    except FileNotFoundError as error:
-        raise ModelFileError(f"{error.filename}: a Piper voice needs its .onnx file and the .onnx.json "
-                             "beside it") from None
-    except Exception as error:  # noqa: BLE001 - a broken description raises whatever it likes
-        raise _broken(model, error) from None
-    several = settings.num_speakers > 1
-    if speaker and speaker >= settings.num_speakers:
-        raise ModelFileError(f"tts.speaker is {speaker}, but the voice {model.stem} has speakers 0 to "
-                             f"{settings.num_speakers - 1}")
-    style = SynthesisConfig(speaker_id=speaker if several else None, length_scale=length_scale)
-    if halves:
-        try:
-            if speaking := _in_pieces(halves, settings, style, threads, cpu_clock):
-                return speaking
-        except Exception as error:  # noqa: BLE001 - a voice that cannot be cut after all may be whole and well
-            _LOG.debug("%s cannot be cut: %s", model.name, error)
-        finally:
-            give_back_memory()
-    try:
-        return _by_sentence(PiperVoice(session=_session(str(model), threads), config=settings), style)
-    except Exception as error:  # noqa: BLE001 - onnxruntime raises many unrelated classes for a broken file
-        raise _broken(model, error) from None
-
-
-def _broken(model: Path, error: Exception) -> ModelFileError:
-    return ModelFileError(f"{model}: this voice cannot be loaded ({str(error)[:200]}); fetch it again with "
-                          "`hotpinctl models pull`")
-
-
 def give_back_memory() -> None:
     """Have the C library return what it keeps of freed memory.
 
@@ -225,59 +168,3 @@ def give_back_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _session(model: str, threads: int) -> Session:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Workers that sleep at each of some hundred operators cost a clause a fifth of its time; ones that go on
-    # spinning would take the cores from the recogniser and the language model between two sentences.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Every sentence has another length, and the plan of its memory would be kept for each.
-    options.enable_mem_pattern = False
-    return Session(model, sess_options=options, providers=["CPUExecutionProvider"])
-
-
-def _session_of(model: bytes, threads: int) -> Session:
-    # Given bytes, onnxruntime would keep them.
-    with os.fdopen(os.memfd_create("voice"), "wb") as file:
-        file.write(model)
-        file.flush()
-        return _session(f"/proc/self/fd/{file.fileno()}", threads)
-
-
-def _in_pieces(halves: Halves, settings: PiperConfig, style: SynthesisConfig, threads: int,
-               cpu_clock: Callable[[], float]) -> Speaker | None:
-    """Return a speaker whose pieces sound as the whole does; None when there is none."""
-    voice = PiperVoice(session=_session_of(halves.frames, threads), config=settings)
-    inputs = {} if style.speaker_id is None else {SPEAKER: np.array([style.speaker_id], dtype=np.int64)}
-    whole = Pieces(_session_of(halves.sound, threads), halves.cut, inputs, hop=0, neighbours=0, first=LARGEST_FRAMES)
-    peaks = []
-    for ids in _warm_up(voice):
-        latents = latents_of(voice.phoneme_ids_to_audio(ids, style))
-        began = cpu_clock()
-        sound = whole.sound(latents)
-        computed_s = (cpu_clock() - began) / threads
-        peaks.append(peak_of(sound))
-    quick = computed_s < QUICK * len(sound) / settings.sample_rate
-    for neighbours in NEIGHBOURS:
-        pieces = replace(whole, hop=len(sound) // latents.shape[-1], neighbours=neighbours, first=FIRST_FRAMES)
-        joined = np.concatenate(list(pieces.of(latents)))
-        if joined.shape == sound.shape and peak_of(joined - sound) <= ALIKE:
-            return Speaker(voice, style, pieces if quick else replace(pieces, first=LARGEST_FRAMES), _gain(peaks))
-    return None
-
-
-def _by_sentence(voice: PiperVoice, style: SynthesisConfig) -> Speaker:
-    return Speaker(voice, style, None, _gain([peak_of(voice.phoneme_ids_to_audio(ids, style))
-                                              for ids in _warm_up(voice)]))
-
-
-def _warm_up(voice: PiperVoice) -> list[list[int]]:
-    return [voice.phonemes_to_ids(phonemes) for text in WARM_UP for phonemes in voice.phonemize(text)]
-
-
-def _gain(peaks: Sequence[float]) -> float:
-    return HEADROOM * len(peaks) / max(sum(peaks), 1e-6)

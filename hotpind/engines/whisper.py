@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,17 +31,21 @@ from hotpind.models.formats import check_model_file
 LONGEST_S = 700
 """Most seconds of audio kept for one request; the appliance's own limit on a recording is far lower."""
 
+QUIET_S = 3.0
+"""Nobody asked for so many seconds: a start is over."""
+
 
 class WhisperHandler(EngineHandler):
     """One client of the engine."""
 
-    def __init__(self, recognizer: Recognizer, worker: ThreadPoolExecutor, info: Info,
+    def __init__(self, recognizer: Recognizer, worker: ThreadPoolExecutor, info: Info, asked: threading.Event,
                  reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection with the shared model and its one worker thread."""
+        """Serve one connection with the shared model and its one worker thread; ``asked`` is set when it is wanted."""
         super().__init__(reader, writer)
         self.info = info
         self._recognizer = recognizer
         self._worker = worker
+        self._asked = asked
         self._audio = bytearray()
         self._gone = threading.Event()
         self._decode: asyncio.Task[None] | None = None
@@ -57,6 +62,7 @@ class WhisperHandler(EngineHandler):
             if len(self._audio) + len(chunk.audio) <= LONGEST_S * SAMPLE_RATE * 2:
                 self._audio += chunk.audio
         elif AudioStart.is_type(event.type):
+            self._asked.set()
             self._audio.clear()
         elif AudioStop.is_type(event.type) and (self._decode is None or self._decode.done()):
             audio, self._audio = self._audio, bytearray()
@@ -105,24 +111,41 @@ def main() -> None:
             name=args.engine, attribution=attribution, installed=True, description="whisper.cpp", version=__version__,
             models=[AsrModel(name=args.model.stem, attribution=attribution, installed=True, description=None,
                              version=None, languages=[args.language])])])
-        await serve_wyoming(args.socket, partial(WhisperHandler, recognizer, worker, info), model=args.model.stem)
+        asked = threading.Event()
+        await serve_wyoming(args.socket, partial(WhisperHandler, recognizer, worker, info, asked),
+                            partial(warm_largest, recognizer, worker, asked), model=args.model.stem)
 
     run_engine(serve, parent=args.parent)
 
 
 def load(engine: str, model: Path, language: str, threads: int) -> Recognizer:
-    """Load a model and decode half a second of silence, so that the first question finds warm buffers, and the first
-    that has to be heard twice finds the largest.
+    """Load a model and decode half a second of silence, so that the first question finds warm buffers.
 
     Raises `ModelFileError` or `ImportError`.
     """
     # The libraries abort the process on some broken files; this reads the header and compares the size.
     check_model_file(model, Role.STT)
     recognizer: Recognizer = BINDINGS[engine](model, language=language, threads=threads)
-    silence = np.zeros(SAMPLE_RATE // 2, dtype=np.float32)
-    for window in (FULL_WINDOW, FLOOR):
-        recognizer.decode(silence, audio_ctx=window, max_tokens=4, cancelled=lambda: False)
+    _warm(recognizer, FLOOR, lambda: False)
     return recognizer
+
+
+async def warm_largest(recognizer: Recognizer, worker: ThreadPoolExecutor, asked: threading.Event,
+                       quiet_s: float = QUIET_S) -> None:
+    """Warm the largest buffers, for the first question that has to be heard twice, when nobody asked for a while."""
+    loop = asyncio.get_running_loop()
+    while True:
+        asked.clear()
+        await asyncio.sleep(quiet_s)
+        if not asked.is_set():
+            await loop.run_in_executor(worker, _warm, recognizer, FULL_WINDOW, asked.is_set)
+            if not asked.is_set():
+                return
+
+
+def _warm(recognizer: Recognizer, window: int, cancelled: Callable[[], bool]) -> None:
+    silence = np.zeros(SAMPLE_RATE // 2, dtype=np.float32)
+    recognizer.decode(silence, audio_ctx=window, max_tokens=4, cancelled=cancelled)
 
 
 if __name__ == "__main__":

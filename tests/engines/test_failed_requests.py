@@ -81,7 +81,7 @@ def worker() -> Iterator[ThreadPoolExecutor]:
 
 async def test_a_failed_decode_is_told_at_once(
         serve: Serve, worker: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture) -> None:
-    endpoint = await serve(partial(WhisperHandler, Breaks(), worker, Info()))
+    endpoint = await serve(partial(WhisperHandler, Breaks(), worker, Info(), threading.Event()))
     transcriber = Transcriber(endpoint, language="en", deadline_s=30)
     async with asyncio.timeout(30):
         with pytest.raises(EngineBroke, match=r"failed inside the engine \(RuntimeError at test_failed_requests\.py"):
@@ -118,7 +118,7 @@ async def test_a_client_that_leaves_costs_nothing(
             go_on.wait(60)
             return super().decode(audio, audio_ctx=audio_ctx, max_tokens=max_tokens, cancelled=cancelled)
 
-    endpoint = await serve(partial(WhisperHandler, Waits(), worker, Info()))
+    endpoint = await serve(partial(WhisperHandler, Waits(), worker, Info(), threading.Event()))
     transcriber = Transcriber(endpoint, language="en", deadline_s=30)
     leaving = asyncio.create_task(transcriber.transcribe(2 * SECOND))
     await asyncio.to_thread(begun.wait, 30)

@@ -7,24 +7,19 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from hotpind.config import Config
+from hotpind.engines import prepared as prepared_voices
 from hotpind.engines import speaker
-from hotpind.engines.speaker import (
-    ALIKE,
-    FIRST_FRAMES,
-    LARGEST_FRAMES,
-    WARM_UP,
-    Pieces,
-    Sound,
-    Speaker,
-    latents_of,
-    load,
-    peak_of,
-)
+from hotpind.engines import voice as voices
+from hotpind.engines.onnx_cut import cut
+from hotpind.engines.prepared import FACTS, FRAMES, SOUND, Shelf
+from hotpind.engines.speaker import FIRST_FRAMES, LARGEST_FRAMES, Pieces, Sound, Speaker, latents_of, peak_of
+from hotpind.engines.voice import ALIKE, WARM_UP, load, recipe
 from hotpind.errors import ModelFileError
 from hotpind.models.catalogue import Role
 from hotpind.models.store import ModelStore
@@ -102,13 +97,84 @@ def test_a_slow_machine_gets_large_pieces_at_once() -> None:
 
 
 def test_a_voice_that_cannot_be_cut_speaks_by_sentence(monkeypatch: pytest.MonkeyPatch, voice: Speaker) -> None:
-    monkeypatch.setattr(speaker, "cut", lambda _: None)
+    monkeypatch.setattr(voices, "cut", lambda _: None)
     whole = load(model(), 2)
     assert whole._pieces is None
     sentences = samples(whole, f"{SENTENCE} {WARM_UP[1]}")
     assert len(sentences) == 2
     assert all(len(sentence) > 20_000 for sentence in sentences)
     assert whole._gain == pytest.approx(voice._gain, rel=0.5)
+
+
+@pytest.fixture
+def settled(tmp_path: Path) -> Path:
+    """The directory of a voice that was prepared."""
+    shelf = Shelf(tmp_path / "prepared", recipe(model(), 0, 1.0))
+    made = load(model(), 2, shelf=shelf)
+    assert shelf.find() is None, "nothing is there before it is on the disk"
+    shelf.settle()
+    assert made._pieces is not None
+    return tmp_path / "prepared"
+
+
+def again(settled: Path, monkeypatch: pytest.MonkeyPatch, *, length_scale: float = 1.0) -> tuple[Speaker, int]:
+    """Load from what was prepared; return the speaker and how often the voice was cut for it."""
+    cutting = Mock(wraps=cut)
+    monkeypatch.setattr(voices, "cut", cutting)
+    speaking = load(model(), 2, length_scale=length_scale,
+                    shelf=Shelf(settled, recipe(model(), 0, length_scale)))
+    return speaking, cutting.call_count
+
+
+def test_a_prepared_voice_is_the_same_without_being_cut(
+        settled: Path, voice: Speaker, pieces: Pieces, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, cuts = again(settled, monkeypatch)
+    assert not cuts
+    assert prepared._pieces is not None
+    assert replace(prepared._pieces, session=pieces.session) == pieces
+    assert prepared._gain == pytest.approx(voice._gain, rel=0.2)
+    frames = latents(voice, SENTENCE)
+    assert peak_of(prepared._pieces.sound(frames) - pieces.sound(frames)) <= ALIKE
+    assert peak_of(np.concatenate(samples(prepared, SENTENCE))) > 0.3 * 32767
+
+
+@pytest.mark.parametrize("name", [FRAMES, SOUND, FACTS])
+@pytest.mark.parametrize("harm", ["flipped", "short", "gone"])
+def test_a_prepared_voice_that_was_damaged_is_made_again(
+        settled: Path, name: str, harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = settled / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xff
+    if harm == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content if harm == "flipped" else content[:len(content) // 2])
+    speaking, cuts = again(settled, monkeypatch)
+    assert cuts == 1
+    assert speaking._pieces is not None
+    assert spoken(speaking, "Yes.")
+
+
+def test_other_settings_prepare_the_voice_anew(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, cuts = again(settled, monkeypatch, length_scale=1.2)
+    assert cuts == 1
+    assert not list(settled.glob("*.onnx")), "what cannot be used any more makes room"
+
+
+def test_a_disk_without_room_costs_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared_voices, "RESERVE_BYTES", 1 << 60)
+    shelf = Shelf(tmp_path / "prepared", recipe(model(), 0, 1.0))
+    speaking = load(model(), 2, shelf=shelf)
+    shelf.settle()
+    assert speaking._pieces is not None
+    assert not list((tmp_path / "prepared").iterdir())
+
+
+def test_a_directory_that_cannot_be_made_costs_nothing_but_time(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    shelf = Shelf(tmp_path / "file" / "prepared", recipe(model(), 0, 1.0))
+    assert load(model(), 2, shelf=shelf)._pieces is not None
+    shelf.settle()
 
 
 def test_every_sentence_is_about_as_loud_and_none_is_cut_off(voice: Speaker) -> None:
