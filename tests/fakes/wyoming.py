@@ -17,10 +17,11 @@ RATE = 48_000
 class FakeSpeech:
     """Ears and voice in one; every request is a connection of its own."""
 
-    def __init__(self, socket: Path, *, text: str = "", answer_s: float = 0.5, held: bool = False) -> None:
+    def __init__(self, socket: Path, *, text: str = "", answer_s: float = 0.5, held: bool = False,
+                 held_voice: bool = False) -> None:
         """Understand ``text`` (empty: the number of bytes heard), and speak ``answer_s`` seconds for each piece.
 
-        ``held``: a request waits for a place in `release`.
+        ``held``: a transcription waits for a place in `release`; ``held_voice``: a text to speak does, too.
         """
         self.uri = f"unix://{socket}"
         self.release = asyncio.Semaphore(0)
@@ -34,6 +35,7 @@ class FakeSpeech:
         self._text = text
         self._answer_s = answer_s
         self._held = held
+        self._held_voice = held_voice
         self._requests: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> FakeSpeech:
@@ -59,7 +61,7 @@ class FakeSpeech:
                     await self._transcribe(size, reader, writer)
                 elif Synthesize.is_type(event.type):
                     self.asked.append(Synthesize.from_event(event))
-                    if await self._released(reader):
+                    if not self._held_voice or await self._released(reader):
                         await self._speak(writer)
         except ConnectionError:
             pass
@@ -69,13 +71,11 @@ class FakeSpeech:
 
     async def _transcribe(self, size: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.heard.append(size)
-        if await self._released(reader):
+        if not self._held or await self._released(reader):
             await async_write_event(Transcript(text=self._text or str(size)).event(), writer)
 
     async def _released(self, reader: asyncio.StreamReader) -> bool:
         """Wait for a place in `release`; tell whether whoever asked waited, too."""
-        if not self._held:
-            return True
         released = asyncio.create_task(self.release.acquire())
         gone = asyncio.create_task(reader.read(1))
         await asyncio.wait({released, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -54,7 +54,7 @@ async def test_a_request_that_is_called_and_cancelled_at_once_passes_its_place_o
 
 @pytest.fixture
 async def ears(tmp_path: Path) -> AsyncIterator[FakeSpeech]:
-    async with FakeSpeech(tmp_path / "ears.sock", held=True) as fake:
+    async with FakeSpeech(tmp_path / "ears.sock", held=True, held_voice=True) as fake:
         yield fake
 
 
