@@ -8,7 +8,7 @@ BROKEN_OFF = "Sorry, I lost my train of thought there."
 NOT_UNDERSTOOD = "Sorry, I did not understand that."
 """For devices that want to hear so; others show the protocol's own words."""
 CANNED = (NO_ANSWER, BUSY, BROKEN_OFF, NOT_UNDERSTOOD)
-"""Synthesised at start, so that they can be spoken when nothing else works."""
+"""Synthesised soon after the start, so that they can be spoken when nothing else works."""
 
 NO_VOICE = "The voice of the appliance does not work right now. Please try again in a moment."
 NO_HEARING = "The appliance cannot hear right now. Please try again in a moment."

@@ -113,7 +113,7 @@ class TurnRecord:
 
 @dataclass(frozen=True, slots=True)
 class Canned:
-    """Sentences synthesised at start: PCM by text."""
+    """Sentences synthesised ahead: PCM by text."""
 
     audio: Mapping[str, bytes] = field(default_factory=dict)
 
