@@ -49,7 +49,7 @@ def base_root(release: str = "", architecture: str = "") -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hotpin" / "test-root"
     root = folder / f"{label}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with (folder / f".{label}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.exists():
             for stale in folder.glob(f"{label}-*"):
