@@ -1,9 +1,8 @@
 """Installs this clone as its README says, on a freshly booted Debian of another release or architecture.
 
 Run by scripts/install-check. The container has the host's network, its name server and its certificates: packages come
-from where the host's do. Another architecture is emulated by QEMU, fifty times slower and without credentials of systemd
-(its system calls for them are not known there), so there the appliance is given more patience and no key; nothing else
-is changed.
+from where the host's do. Another architecture is emulated by QEMU, fifty times slower, and without the system calls for
+systemd's credentials: there the appliance is given more patience and no key, and nothing else is changed.
 """
 
 from __future__ import annotations
