@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # A status that has not changed for so long will not change by itself.
-STILL_S=${HOTPIN_STILL_S:-120}
+STILL_S=120
 
 [ "$(id -u)" -eq 0 ] || fail "installing needs root; run: sudo scripts/install.sh"
 command -v apt-get >/dev/null || fail "this is not a Debian system; see README.md for running it with scripts/run"

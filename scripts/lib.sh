@@ -232,14 +232,6 @@ need_packages() {
     STEP_PATIENT=""
 }
 
-# need_emulation: has the kernel run arm64 programs with qemu-user-static.
-need_emulation() {
-    local binfmt=/proc/sys/fs/binfmt_misc
-    [ "$(uname -m)" != aarch64 ] || return 0
-    [ -e $binfmt/register ] || mount -t binfmt_misc none $binfmt
-    [ -e $binfmt/qemu-aarch64 ] || cat /usr/lib/binfmt.d/qemu-aarch64.conf >$binfmt/register
-}
-
 # stamped NAME TEXT: is the step NAME done for exactly these inputs?
 stamped() { [ -f "$STAMPS/$1" ] && [ "$(<"$STAMPS/$1")" = "$2" ]; }
 

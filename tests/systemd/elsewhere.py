@@ -1,8 +1,6 @@
-"""Installs this clone as its README says, on a freshly booted Debian of another release or architecture.
+"""Installs this clone as its README says, on a freshly booted Debian of another release; run by scripts/install-check.
 
-Run by scripts/install-check. The container has the host's network, its name server and its certificates: packages come
-from where the host's do. Another architecture is emulated by QEMU, fifty times slower, and without the system calls for
-systemd's credentials: there the appliance is given more patience and no key, and nothing else is changed.
+The container has the host's network, its name server and its certificates: packages come from where the host's do.
 """
 
 from __future__ import annotations
@@ -22,16 +20,6 @@ from tests.systemd.machine import HOST_NETWORK, Machine, base_root, machine
 CLONE = "/srv/hotpind"
 QUESTION = "What is the capital of France?"
 INSTALL_S, COMMAND_S = 3600, 300
-EMULATED = 10
-"""Times longer that each step may take when it is emulated."""
-PATIENCE = """[Service]
-TimeoutStartSec=3600
-WatchdogSec=600
-TimeoutStopSec=120
-LoadCredential=
-SetCredential=
-Environment=HOTPIN_STT__DEADLINE_S=600 HOTPIN_TTS__DEADLINE_S=600 HOTPIN_SPEAKING__TURN_DEADLINE_S=600
-"""
 OF_THE_HOST = ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -62,21 +50,9 @@ def connect(host: Machine) -> None:
     (host.root / "etc/dpkg/dpkg.cfg.d/test").write_text("force-unsafe-io\n")
 
 
-def emulate(host: Machine, wheels: Path) -> None:
-    """Give an emulated machine the packages that were built for it, and the appliance on it patience."""
-    cache = host.root / "root/.cache/hotpin/wheels"
-    shutil.copytree(wheels, cache)
-    patience = host.root / "etc/systemd/system/hotpind.service.d/emulated.conf"
-    patience.parent.mkdir(parents=True)
-    patience.write_text(PATIENCE)
-
-
 def command(host: Machine, *words: str, timeout: float = COMMAND_S, shown: bool = True) -> str:
     """Run a command in the machine and show what it says; ends the program when it fails."""
     pip = {name: value for name, value in os.environ.items() if name in {"PIP_CERT", "PIP_DEFAULT_TIMEOUT"}}
-    if host.emulated:
-        pip["HOTPIN_STILL_S"] = "1800"
-        timeout *= EMULATED
     done = host.run(*words, check=False, timeout=timeout, environ=pip)
     if shown or done.returncode:
         print("".join(f"        {line}\n" for line in (done.stdout + done.stderr).splitlines()), end="", flush=True)
@@ -112,21 +88,14 @@ def main() -> None:
     """Take the release from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("release", nargs="?", default="trixie")
-    parser.add_argument("--architecture", default="", help="Debian's name of one that QEMU emulates")
-    parser.add_argument("--wheels", type=Path, help="packages built for it")
-    args = parser.parse_args()
-    name = f"{args.release} {args.architecture}".strip()
+    release = parser.parse_args().release
     began = time.monotonic()
-    root = base_root(args.release, args.architecture)
-    step(f"file system of Debian {name}", began)
+    root = base_root(release)
+    step(f"file system of Debian {release}", began)
     with (tempfile.TemporaryDirectory(prefix="hotpin-install-", dir=root.parent, ignore_cleanup_errors=True) as folder,
-          machine(Path(folder), root, name=args.release, netns=HOST_NETWORK,
-                  emulated=bool(args.architecture)) as host):
-        step("booted", began)
-        if args.wheels:
-            emulate(host, args.wheels)
+          machine(Path(folder), root, name=release, netns=HOST_NETWORK) as host):
         check(host, began)
-    print(f"Debian {name}: it installs, answers, upgrades and goes away")
+    print(f"Debian {release}: it installs, answers, upgrades and goes away")
 
 
 if __name__ == "__main__":

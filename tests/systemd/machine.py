@@ -37,29 +37,27 @@ HOST_NETWORK = "/"
 """In place of a network namespace's name: the machine shares the host's. No namespace can be called so."""
 
 
-def base_root(release: str = "", architecture: str = "") -> Path:
-    """The file system shared by all machines, made on first use (half a minute; minutes when emulated).
+def base_root(release: str = "") -> Path:
+    """The file system shared by all machines, made on first use (half a minute).
 
-    ``release`` is a Debian release by its code name, ``architecture`` one by Debian's name; else they are the host's.
+    ``release`` is a Debian release by its code name, else the host's.
     """
     other = release not in {"", _release()}
     release = release or _release()
-    label = f"{release}.{architecture}" if architecture else release
     key = hashlib.sha256(" ".join((release, *PACKAGES)).encode()).hexdigest()[:12]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hotpin" / "test-root"
-    root = folder / f"{label}-{key}"
+    root = folder / f"{release}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{label}.lock").open("w") as lock:
+    with (folder / f".{release}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.exists():
-            for stale in folder.glob(f"{label}-*"):
+            for stale in folder.glob(f"{release}-*"):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             making = folder / f"{root.name}.new"
             subprocess.run(["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase",
-                            f"--include={','.join(PACKAGES)}",
-                            *([f"--architectures={architecture}"] if architecture else []), release, str(making),
+                            f"--include={','.join(PACKAGES)}", release, str(making),
                             *([_mirror()] if other else _sources())],
-                           check=True, timeout=3600 if architecture else 600)
+                           check=True, timeout=600)
             making.rename(root)
     return root
 
@@ -85,13 +83,11 @@ def sweep() -> None:
 class Machine:
     """One machine: `start`, then `run` commands in it, then `power_off` or `power_cut`; startable again."""
 
-    def __init__(self, name: str, folder: Path, *layers: Path, netns: str = "", emulated: bool = False) -> None:
+    def __init__(self, name: str, folder: Path, *layers: Path, netns: str = "") -> None:
         """``layers`` are read-only file systems, topmost first; what the machine writes goes to ``folder``.
 
-        ``netns`` names a network namespace made with ip-netns(8); without one there is only loopback. ``emulated``:
-        its programs are of another architecture.
+        ``netns`` names a network namespace made with ip-netns(8); without one there is only loopback.
         """
-        self.emulated = emulated
         self.name = name
         self.disk = folder / "disk"
         """What the machine changed on its file system (the overlay's upper directory)."""
@@ -142,7 +138,7 @@ class Machine:
                  f"--machine={self.name}", "--register=no", "--keep-unit", *network, "--link-journal=no",
                  "--resolv-conf=off", "--timezone=off", "--console=pipe", "--boot"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True)
-        deadline = time.monotonic() + BOOT_TIMEOUT_S * (5 if self.emulated else 1)
+        deadline = time.monotonic() + BOOT_TIMEOUT_S
         self._leader = self._find_leader(deadline)
         while time.monotonic() < deadline:
             state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
@@ -220,11 +216,10 @@ class Machine:
 
 
 @contextlib.contextmanager
-def machine(folder: Path, *layers: Path, name: str = "appliance", netns: str = "",
-            emulated: bool = False) -> Iterator[Machine]:
+def machine(folder: Path, *layers: Path, name: str = "appliance", netns: str = "") -> Iterator[Machine]:
     """Give a machine that is switched on, and clear it away afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
-    with Machine(f"{name}-{os.getpid()}", folder, *layers, netns=netns, emulated=emulated) as made:
+    with Machine(f"{name}-{os.getpid()}", folder, *layers, netns=netns) as made:
         made.start()
         yield made
 

@@ -36,7 +36,7 @@ def host(scratch: Path, current: Path) -> Iterator[Machine]:
         scripts = made.root / CLONE / "scripts"
         scripts.mkdir(parents=True)
         for name, old, new in (
-                ("install.sh", "STILL_S=${HOTPIN_STILL_S:-120}\n", f"STILL_S={PATIENCE_S}\n"),
+                ("install.sh", "STILL_S=120\n", f"STILL_S={PATIENCE_S}\n"),
                 ("lib.sh", 'BUILD_PACKAGES=("${RUN_PACKAGES[@]}" "dpkg|builds the package")', "BUILD_PACKAGES=()")):
             text = (TOP / "scripts" / name).read_text()
             assert old in text
