@@ -27,7 +27,7 @@ from tests.systemd.wearer import Wearer
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LATE_S, BACK_S, TURN_S = 2.5, 30.0, 60.0
-FIRST_S, LATER_S = 5.0, 0.5
+FIRST_S, LATER_S = 2.5, 0.5
 """What the first local turn may take beyond the deadline, for which the model has to be loaded, and later ones beyond
 twice the time of those without a cloud. An idle machine takes 0.3 s and 0.05 s; the one that runs the tests may run
 others at the same time, and the model shares its cores with them. The figures are printed."""

@@ -17,9 +17,9 @@ from wyoming.info import Info
 from hotpind.engines import piper
 from hotpind.engines.child import EngineHandler, serve_wyoming
 from hotpind.engines.piper import PiperHandler, Resting
-from hotpind.engines.recognizer import Audio, Decode
+from hotpind.engines.recognizer import FULL_WINDOW, Audio, Decode
 from hotpind.engines.speaker import Speaker
-from hotpind.engines.whisper import WhisperHandler
+from hotpind.engines.whisper import WhisperHandler, warm_largest
 from hotpind.errors import EngineBroke
 from hotpind.speech.endpoint import RemoteEndpoint
 from hotpind.speech.stt import Transcriber
@@ -166,3 +166,18 @@ async def test_a_text_that_is_read_out_leaves_half_of_the_time_to_others(
     began = time.monotonic()
     assert await synthesizer.read_out("fine") == pieces * SECOND
     assert time.monotonic() - began >= 2 * pieces * piece_s
+
+
+async def test_the_largest_buffers_are_warmed_when_nobody_asks(worker: ThreadPoolExecutor) -> None:
+    asked, windows = threading.Event(), list[int]()
+
+    class Disturbed(Breaks):
+        def decode(self, audio: Audio, *, audio_ctx: int, max_tokens: int, cancelled: Callable[[], bool]) -> Decode:
+            windows.append(audio_ctx)
+            if len(windows) == 1:
+                asked.set()
+            return Decode("", 0.0)
+
+    async with asyncio.timeout(30):
+        await warm_largest(Disturbed(), worker, asked, quiet_s=0.01)
+    assert windows == [FULL_WINDOW, FULL_WINDOW], "given up for a question, and done after it"
