@@ -39,6 +39,8 @@ BEAT_DEADLINE_S = 3.0
 KEPT_LINES = 20
 DYING_S = 1.0
 """A dying process closes its socket before its parent learns of its end: how long the news may take."""
+WANTED_S = 1.0
+"""How long an engine that crashed again and again rests at most when somebody waits for it."""
 MEND_S = 15.0
 """How often an engine that a person has to mend is tried again."""
 DOUBTFUL_LIVES = 3
@@ -103,6 +105,8 @@ class Engine:
         self._ending: set[asyncio.Task[None]] = set()
         """Supervisions that were stopped and whose process may not have ended yet."""
         self._changed = asyncio.Event()
+        self._wanted = asyncio.Event()
+        """Somebody waits, or waited, for the end of this rest."""
         self._requests = 0
         self._busy = asyncio.Event()
         self._busy_until = 0.0
@@ -155,6 +159,7 @@ class Engine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
                 while self.state in {EngineState.STARTING, EngineState.WAITING}:
+                    self._wanted.set()
                     self._changed.clear()
                     await self._changed.wait()
         if self.state is not EngineState.READY:
@@ -231,8 +236,16 @@ class Engine:
             self.restarts += 1
             _LOG.warning("The %s engine ended (%s); starting it again in %.1f s", name, why, delay)
             self._set(EngineState.WAITING, why)
-            await asyncio.sleep(delay)
+            await self._rest(delay)
             self._set(EngineState.STARTING)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait before the next life, at most `WANTED_S` when somebody waits for it."""
+        self._wanted.clear()
+        await asyncio.sleep(min(seconds, WANTED_S))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, seconds - WANTED_S)):
+                await self._wanted.wait()
 
     async def _check(self) -> None:
         if self.spec.check is not None:

@@ -125,6 +125,23 @@ async def test_a_crash_is_followed_by_a_restart(make: Make, number: signal.Signa
     await ping_wyoming(engine.spec.socket)
 
 
+async def test_after_many_crashes_it_rests_but_not_while_somebody_waits(make: Make) -> None:
+    """One life after the other ends early; whoever asks then is not told to come back later."""
+    engine = make()
+    engine.start()
+    await engine.ready(60)
+    engine._backoff = Backoff(CAP_S)
+    os.kill(engine.pid or 0, signal.SIGKILL)
+    await until(lambda: engine.state is EngineState.WAITING)
+    await asyncio.sleep(2 * supervisor.WANTED_S)
+    assert engine.state is EngineState.WAITING
+    await engine.ready(CAP_S / 2)
+    os.kill(engine.pid or 0, signal.SIGKILL)
+    await until(lambda: engine.state is EngineState.WAITING)
+    await asyncio.sleep(2 * supervisor.WANTED_S)
+    assert engine.state is EngineState.WAITING, "who waited last time does not wait now"
+
+
 async def test_a_request_past_its_deadline_replaces_the_engine(make: Make) -> None:
     engine = make()
     engine.start()
