@@ -63,7 +63,7 @@ depends=$(what_python_needs) ||
 need_venv
 need_project run
 # The environment may be complete while the wheels that it was made from belong to another user, or are gone.
-need_llama_wheel
+need_native_wheels
 
 stage=$WORK/deb.$$
 trap 'rm -rf "$stage"' EXIT
@@ -80,7 +80,8 @@ sed -i "s/^__version__ = .*/__version__ = \"$version\"/" "$stage/source/hotpind/
 # pip is part of it: it fetches the default models.
 quietly "wheels" "$VENV/bin/pip" wheel --no-input --progress-bar off --disable-pip-version-check \
     --constraint "$TOP/constraints.txt" --no-build-isolation --find-links "$WHEELS" \
-    --only-binary llama-cpp-python --wheel-dir "$stage/wheels" "$stage/source[systemd]" pip
+    --only-binary llama-cpp-python --wheel-dir "$stage/wheels" \
+    "$(wheel_of pywhispercpp)" "$stage/source[systemd]" pip
 
 install -d "$root/opt/hotpind"
 "$PYTHON" -m venv --without-pip "$root/opt/hotpind/venv"

@@ -272,11 +272,13 @@ need_venv() {
 
 pin_of() { sed -n "s/^$1==//p" "$TOP/constraints.txt"; }
 
-# have_wheel PACKAGE VERSION: is there one for this architecture and this Python, or for any Python?
-have_wheel() {
-    local name=$WHEELS/${1//-/_}-$2 tag
+# wheel_of PACKAGE: the wheel that was built of its pinned version, if there is one for this architecture and this
+# Python, or for any Python.
+wheel_of() {
+    local name tag
+    name=$WHEELS/${1//-/_}-$(pin_of "$1")
     tag=$("$PYTHON" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
-    compgen -G "$name-py3-none-*_$(uname -m).whl" >/dev/null || compgen -G "$name-$tag-*_$(uname -m).whl" >/dev/null
+    compgen -G "$name-py3-none-*_$(uname -m).whl" || compgen -G "$name-$tag-*_$(uname -m).whl"
 }
 
 # need_wheel PACKAGE LABEL NOTE VARIABLE=VALUE...: a native package of the pinned version, built once for all clones of
@@ -285,14 +287,14 @@ need_wheel() {
     local package=$1 label=$2 note=$3 version temporary wheel
     shift 3
     version=$(pin_of "$package")
-    have_wheel "$package" "$version" && return 0
+    wheel_of "$package" >/dev/null && return 0
     mkdir -p "$WHEELS"
     exec 8>>"$WHEELS/.lock"
     flock --nonblock 8 || {
         say "$label is being built by another set-up; waiting for it"
         flock 8
     }
-    if have_wheel "$package" "$version"; then
+    if wheel_of "$package" >/dev/null; then
         exec 8>&-
         return 0
     fi
@@ -313,9 +315,13 @@ need_wheel() {
     exec 8>&-
 }
 
-need_llama_wheel() {
+# whisper.cpp's wheel on PyPI lacks the kernels that make its encoder a third faster (GGML_LLAMAFILE), which is what the
+# end of speech waits for. Its build takes CMake variables from the environment.
+need_native_wheels() {
     need_wheel llama-cpp-python llama.cpp "about 5 minutes on two x86 cores, half an hour on a Raspberry Pi 4" \
         CMAKE_ARGS="-DGGML_NATIVE=OFF ${CMAKE_ARGS:-}"
+    need_wheel pywhispercpp whisper.cpp "about 2 minutes on two x86 cores, 10 on a Raspberry Pi 4" \
+        CMAKE_ARGS= GGML_NATIVE=OFF GGML_LLAMAFILE=ON BUILD_SHARED_LIBS=OFF CMAKE_POSITION_INDEPENDENT_CODE=ON
 }
 
 # The second speech engine (the extra whisper-cpp-python), for the tests and for settings that ask for it. Without its
@@ -338,24 +344,24 @@ pip_install() {
 
 # need_project run|test: the pinned packages and the project itself, editable.
 need_project() {
-    local extras=systemd inputs built
+    local extras=systemd inputs native
     inputs=$(cd "$TOP" && { cat setup.cfg pyproject.toml constraints.txt hotpind/__init__.py &&
-        printf '%s' "${CMAKE_ARGS:-}"; } | sha256sum | cut -d ' ' -f 1)
+        printf '%s' "${CMAKE_ARGS:-}"; declare -f need_native_wheels; } | sha256sum | cut -d ' ' -f 1)
     [ "$1" = run ] || extras=systemd,test
     stamped "packages-$1" "$inputs" && return 0
-    need_llama_wheel
+    need_native_wheels
     : >"$STAMPS/filling"
-    # pip would keep the one that is there, as its version is the same.
-    built=$(cat "$STAMPS/cmake-args" 2>/dev/null || true)
-    if [ "$built" != "${CMAKE_ARGS:-}" ]; then
-        say "llama.cpp built with CMAKE_ARGS='${CMAKE_ARGS:-}' takes the place of the one with '$built'"
-        quietly "other llama.cpp" "$VENV/bin/pip" uninstall --yes --quiet llama-cpp-python || exit 1
+    # pip would keep those that are there, as their versions are the same.
+    native="llama-cpp-python pywhispercpp ${CMAKE_ARGS:-}"
+    if ! stamped native "$native" && [ -e "$STAMPS/packages-run" ]; then
+        say "llama.cpp and whisper.cpp as they were built here (CMAKE_ARGS='${CMAKE_ARGS:-}') take the others' place"
+        quietly "other native packages" "$VENV/bin/pip" uninstall --yes --quiet llama-cpp-python pywhispercpp || exit 1
     fi
     # Build tools are pinned as well, which pip's own isolated builds would not be.
     pip_install "build tools" pip setuptools wheel || exit 1
     pip_install "Python packages" --no-build-isolation --find-links "$WHEELS" --only-binary llama-cpp-python \
-        --editable "${TOP}[$extras]" || exit 1
-    stamp cmake-args "${CMAKE_ARGS:-}"
+        "$(wheel_of pywhispercpp)" --editable "${TOP}[$extras]" || exit 1
+    stamp native "$native"
     stamp "packages-$1" "$inputs"
     [ "$1" = run ] || stamp packages-run "$inputs"
     rm -f "$STAMPS/filling"

@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,6 +48,25 @@ def die_with_parent(parent: int) -> None:
 def cores() -> int:
     """Return how many threads an engine gets: the cores this process may use, at most four."""
     return min(4, len(os.sched_getaffinity(0)))
+
+
+def core_of_each(threads: int) -> list[int]:
+    """Return the core for each of an engine's threads when it uses all there are, else nothing.
+
+    Threads that meet after every operator are as slow as the one that waits longest. When the scheduler puts two of
+    them on one core, because something unimportant computes on another, it takes up to a tenth of a second to see
+    that. Measured on two cores, a clause of the voice beside one thread of nice 10: 88 ms, 170 ms of 95 %, left to the
+    scheduler; 80 ms and 100 ms with a core for each.
+    """
+    own = sorted(os.sched_getaffinity(os.getpid()))
+    return own if 1 < threads == len(own) else []
+
+
+def stay_on(cores: Collection[int]) -> None:
+    """Keep the calling thread on these cores, if any are named and it may."""
+    if cores:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, cores)
 
 
 def report(**facts: Any) -> None:

@@ -22,7 +22,7 @@ from wyoming.info import Attribution, Info, TtsProgram, TtsVoice, TtsVoiceSpeake
 from wyoming.tts import Synthesize
 
 from hotpind import __version__
-from hotpind.engines.child import PATIENT, EngineHandler, cores, run_engine, serve_wyoming
+from hotpind.engines.child import PATIENT, EngineHandler, core_of_each, cores, run_engine, serve_wyoming, stay_on
 from hotpind.engines.prepared import Shelf
 from hotpind.engines.speaker import Speaker, give_back_memory
 from hotpind.engines.voice import load, recipe
@@ -132,7 +132,8 @@ def main() -> None:
     threads = args.threads or cores()
 
     async def serve() -> None:
-        worker = ThreadPoolExecutor(1, thread_name_prefix="piper")
+        worker = ThreadPoolExecutor(1, thread_name_prefix="piper", initializer=stay_on,
+                                    initargs=(core_of_each(threads)[:1],))
         shelf = Shelf(args.prepared, recipe(args.model, args.speaker, args.length_scale))
         speaker = await asyncio.get_running_loop().run_in_executor(worker, partial(
             load, args.model, threads, speaker=args.speaker, length_scale=args.length_scale, shelf=shelf))

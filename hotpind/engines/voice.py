@@ -15,6 +15,7 @@ import onnxruntime
 from piper import PiperVoice, SynthesisConfig
 from piper.config import PiperConfig
 
+from hotpind.engines.child import core_of_each
 from hotpind.engines.onnx_cut import SPEAKER, Halves, cut
 from hotpind.engines.prepared import Recipe, Shelf, Tried
 from hotpind.engines.speaker import (
@@ -97,6 +98,10 @@ def _session(model: str, threads: int, optimised: Path | None = None) -> Session
     # spinning would take the cores from the recogniser and the language model between two sentences.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if cores := core_of_each(threads):
+        # The first is for the thread that calls; onnxruntime counts cores from 1.
+        options.add_session_config_entry("session.intra_op_thread_affinities",
+                                         ";".join(str(core + 1) for core in cores[1:]))
     # Every sentence has another length, and the plan of its memory would be kept for each.
     options.enable_mem_pattern = False
     if optimised:

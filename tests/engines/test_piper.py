@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -16,6 +18,7 @@ from hotpind.config import Config
 from hotpind.engines import prepared as prepared_voices
 from hotpind.engines import speaker
 from hotpind.engines import voice as voices
+from hotpind.engines.child import stay_on
 from hotpind.engines.onnx_cut import cut
 from hotpind.engines.prepared import FACTS, FRAMES, SOUND, Shelf
 from hotpind.engines.speaker import FIRST_FRAMES, LARGEST_FRAMES, Pieces, Sound, Speaker, latents_of, peak_of
@@ -57,6 +60,32 @@ def samples(voice: Speaker, text: str) -> list[Sound]:
 def latents(voice: Speaker, text: str) -> Sound:
     return latents_of(voice._voice.phoneme_ids_to_audio(
         voice._voice.phonemes_to_ids(voice._voice.phonemize(text)[0]), voice._style))
+
+
+def test_a_voice_that_uses_all_cores_has_a_thread_on_each() -> None:
+    def allowed() -> dict[str, set[int]]:
+        return {each.name: os.sched_getaffinity(int(each.name)) for each in Path("/proc/self/task").iterdir()}
+
+    cores = sorted(os.sched_getaffinity(os.getpid()))
+    if len(cores) < 2:
+        pytest.skip("there is only one core")
+    before = allowed()
+    everywhere = load(model(), len(cores))
+    bound = [each for thread, each in allowed().items() if thread not in before and len(each) == 1]
+    assert sorted(bound, key=min) == sorted([{core} for core in cores[1:]] * 2, key=min), "two halves of a voice"
+    before = allowed()
+    alone = load(model(), 1)
+    assert all(each == set(cores) for thread, each in allowed().items() if thread not in before)
+    assert spoken(everywhere, SENTENCE)
+    assert spoken(alone, SENTENCE)
+
+
+def test_a_thread_stays_on_its_core() -> None:
+    first = min(os.sched_getaffinity(os.getpid()))
+    with ThreadPoolExecutor(1, initializer=stay_on, initargs=([first],)) as worker:
+        assert worker.submit(os.sched_getaffinity, 0).result() == {first}
+    with ThreadPoolExecutor(1, initializer=stay_on, initargs=([],)) as worker:
+        assert worker.submit(os.sched_getaffinity, 0).result() == os.sched_getaffinity(os.getpid())
 
 
 @pytest.mark.parametrize("text", ["Yes.", SENTENCE, LONG])
