@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 
-from hotpind.bench.processes import MemoryPeak, Usage, cpu_between, read_usage, watching_memory
+from hotpind.bench.processes import MemoryPeak, Usage, cpu_between, read_usage, stolen_s, watching_memory
 from hotpind.bench.recordings import Recording, with_room_silence
 from hotpind.bench.sample import Sample, sample_of
 from hotpind.errors import PinError
@@ -55,6 +55,8 @@ class Outcome:
     idle_cpu_s: dict[str, float] = field(default_factory=dict)
     memory: MemoryPeak = field(default_factory=MemoryPeak)
     wall_s: float = 0.0
+    stolen_s: float = 0.0
+    """CPU seconds, of all cores together, that the host of a virtual machine gave to others meanwhile."""
 
 
 async def drive(plan: Plan, said: Sequence[Recording], reach: Reach, daemon: int | None,
@@ -77,11 +79,12 @@ async def drive(plan: Plan, said: Sequence[Recording], reach: Reach, daemon: int
             outcome.samples.append(sample)
             on_turn(sample)
 
-        before, began = await _usage(daemon), clock()
+        before, stolen, began = await _usage(daemon), await asyncio.to_thread(stolen_s), clock()
         async with asyncio.TaskGroup() as asking:
             for device in devices:
                 asking.create_task(device.talk(plan.turns, note, outcome.tally))
         outcome.wall_s = clock() - began
+        outcome.stolen_s = await asyncio.to_thread(stolen_s) - stolen
         outcome.cpu_s = cpu_between(before, await _usage(daemon))
         if plan.idle_s:
             await asyncio.sleep(QUIET_S)

@@ -23,6 +23,8 @@ from hotpind.system.machine import Machine
 
 READY_S = 0.05
 """A transcript that is there this soon after the end of speech was made before it."""
+ROBBED = 0.01
+"""Part of the cores' time taken by a virtual machine's host above which its bursts decide the slowest turns."""
 CROWDED = 0.5
 """Load for each core above which somebody else's work spoils the numbers."""
 
@@ -82,6 +84,11 @@ class Report:
         """Others were at work on this machine."""
         return self.load > CROWDED * self.machine.cores
 
+    @property
+    def stolen(self) -> float:
+        """Part of all cores' time that the host of this virtual machine gave to others."""
+        return self.outcome.stolen_s / max(self.outcome.wall_s * self.machine.cores, 1e-9)
+
     def as_json(self) -> dict[str, Any]:
         """Everything as plain JSON values: times in seconds, memory in bytes."""
         outcome, tally, answered = self.outcome, self.outcome.tally, len(self.outcome.samples) - self.failed
@@ -89,7 +96,8 @@ class Report:
         return {
             "when": self.when.astimezone(UTC).isoformat(timespec="seconds"), "version": __version__,
             "command": self.command,
-            "machine": {**asdict(self.machine), "load_before": round(self.load, 2), "crowded": self.crowded},
+            "machine": {**asdict(self.machine), "load_before": round(self.load, 2), "crowded": self.crowded,
+                        "stolen": round(self.stolen, 5)},
             "appliance": {"own": self.own, **({} if not self.own else {
                 "stt": self.config.stt.model, "voice": self.config.tts.voice, "llm": self.config.chat.local.model,
                 "threads": {"stt": self.config.stt.threads, "tts": self.config.tts.threads,
@@ -131,6 +139,9 @@ class Report:
         if self.crowded:
             parts.append(Text(f"Others are at work on this machine (load {self.load:.1f}): do not trust these times.",
                               style="yellow"))
+        if self.stolen > ROBBED:
+            parts.append(Text(f"The host of this virtual machine took {100 * self.stolen:.1f} % of the cores' time "
+                              "meanwhile: the slowest turns are its own doing.", style="yellow"))
         parts += [self._times(), *self._lines(), Text("")]
         if len(self.by_recording) > 1:
             parts.append(self._recordings_table())

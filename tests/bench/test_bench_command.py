@@ -57,6 +57,7 @@ def test_two_devices_of_two_turns_add_up(tmp_path: Path) -> None:
         stages = sample["stages"]
         assert (0 <= stages["transcript"] <= stages["first_token"] <= stages["first_clause"]
                 <= stages["first_audio_ready"] <= sample["first_audio"] + 0.1)
+    assert 0 <= data["machine"]["stolen"] < 1
     first_audio = sorted(sample["first_audio"] for sample in samples)
     assert data["first_audio"]["p50"] == pytest.approx((first_audio[1] + first_audio[2]) / 2, abs=1e-3)
     assert data["first_audio"]["most"] == pytest.approx(first_audio[-1], abs=1e-3)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from hotpind.bench.processes import MemoryPeak, Usage, cpu_between, peer_pid, read_usage, watching_memory
+from hotpind.bench.processes import MemoryPeak, Usage, cpu_between, peer_pid, read_usage, stolen_s, watching_memory
 
 BUSY = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ntime.sleep(60)"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BUSY!r}, 'hotpind.engines.whisper'])"
@@ -82,6 +82,15 @@ def test_the_peak_of_the_whole_is_not_the_sum_of_the_peaks() -> None:
     peak.see({"a": Usage(0, 20), "b": Usage(0, 80)})
     assert peak.each == {"a": 100, "b": 80}
     assert peak.total == 110
+
+
+def test_what_the_host_gave_to_others(tmp_path: Path) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    (tmp_path / "stat").write_text(f"cpu  9 8 7 6 5 4 3 {2 * ticks} 1 0\ncpu0 1 1 1 1 1 1 1 1 1 0\n")
+    assert stolen_s(tmp_path) == 2.0
+    (tmp_path / "stat").write_text("cpu  9 8 7\n")
+    assert stolen_s(tmp_path) == 0.0
+    assert stolen_s(tmp_path / "nowhere") == 0.0
 
 
 async def test_memory_is_watched_until_the_end() -> None:

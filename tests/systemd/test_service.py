@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,20 @@ def test_speaking_goes_before_thinking_before_listening_ahead(household: Househo
     assert {engine: nice(host, host.run("pgrep", "-f", f"hotpind.engines.{engine}").stdout.strip())
             for engine in NICE} == {engine: own + more for engine, more in NICE.items()}
     assert NICE["piper"] < NICE["llama"] < NICE["whisper"]
+
+
+def test_the_sandbox_lets_each_thread_of_the_voice_have_a_core(household: Household) -> None:
+    host, pin = household.host, household.pin
+    pin.answer(QUESTION)
+    pid = host.run("pgrep", "-f", "hotpind.engines.piper").stdout.strip()
+    found = host.run("sh", "-c", f"cat /proc/{pid}/task/*/status").stdout
+    allowed = [line.split()[1] for line in found.splitlines() if line.startswith("Cpus_allowed_list:")]
+    cores = sorted(os.sched_getaffinity(0))
+    if not 2 <= len(cores) <= 4:
+        pytest.skip("the scheduler has room, or there is one core only")
+    # The one that computes, and for both halves of the voice one on each other core.
+    assert allowed.count(str(cores[0])) == 1, allowed
+    assert [allowed.count(str(core)) for core in cores[1:]] == [2] * (len(cores) - 1), allowed
 
 
 def nice(host: Machine, pid: str) -> int:
