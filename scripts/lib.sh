@@ -316,12 +316,14 @@ need_wheel() {
 }
 
 # whisper.cpp's wheel on PyPI lacks the kernels that make its encoder a third faster (GGML_LLAMAFILE), which is what the
-# end of speech waits for. Its build takes CMake variables from the environment.
+# end of speech waits for. Its build takes CMake variables from the environment, and would add to its version the commit
+# of any Git repository around it, such as a home directory's.
 need_native_wheels() {
     need_wheel llama-cpp-python llama.cpp "about 5 minutes on two x86 cores, half an hour on a Raspberry Pi 4" \
         CMAKE_ARGS="-DGGML_NATIVE=OFF ${CMAKE_ARGS:-}"
     need_wheel pywhispercpp whisper.cpp "about 2 minutes on two x86 cores, 10 on a Raspberry Pi 4" \
-        CMAKE_ARGS= GGML_NATIVE=OFF GGML_LLAMAFILE=ON BUILD_SHARED_LIBS=OFF CMAKE_POSITION_INDEPENDENT_CODE=ON
+        CMAKE_ARGS= GGML_NATIVE=OFF GGML_LLAMAFILE=ON BUILD_SHARED_LIBS=OFF CMAKE_POSITION_INDEPENDENT_CODE=ON \
+        PYWHISPERCPP_VERSION="$(pin_of pywhispercpp)"
 }
 
 # The second speech engine (the extra whisper-cpp-python), for the tests and for settings that ask for it. Without its
