@@ -24,7 +24,7 @@ from hotpind.system.machine import Machine
 READY_S = 0.05
 """A transcript that is there this soon after the end of speech was made before it."""
 ROBBED = 0.01
-"""Part of the cores' time taken by a virtual machine's host above which its bursts decide the slowest turns."""
+"""Part of the cores' time taken by a virtual machine's host above which its bursts may make the slowest turns."""
 CROWDED = 0.5
 """Load for each core above which somebody else's work spoils the numbers."""
 
@@ -141,7 +141,7 @@ class Report:
                               style="yellow"))
         if self.stolen > ROBBED:
             parts.append(Text(f"The host of this virtual machine took {100 * self.stolen:.1f} % of the cores' time "
-                              "meanwhile: the slowest turns are its own doing.", style="yellow"))
+                              "meanwhile: it may have made the slowest turns.", style="yellow"))
         parts += [self._times(), *self._lines(), Text("")]
         if len(self.by_recording) > 1:
             parts.append(self._recordings_table())
