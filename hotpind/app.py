@@ -38,6 +38,7 @@ from hotpind.engines.remote import RemoteServer
 from hotpind.engines.supervisor import Engine, EngineSpec, EngineState
 from hotpind.errors import OperatorError
 from hotpind.models.catalogue import Role
+from hotpind.models.hints import has_room
 from hotpind.models.progress import Activity
 from hotpind.models.store import ModelFiles, ModelStore
 from hotpind.speech.endpoint import Endpoint, EngineEndpoint, RemoteEndpoint
@@ -45,6 +46,7 @@ from hotpind.speech.stt import Transcriber
 from hotpind.speech.tts import Synthesizer
 from hotpind.system.credential import PACKAGED_KEY, waits_for_restart
 from hotpind.system.findings import clock_fault
+from hotpind.system.machine import available_memory
 from hotpind.system.sole import claim
 from hotpind.wearable.hub import Hub
 from hotpind.wearable.images import ImageIntake
@@ -183,7 +185,9 @@ class Appliance:
             supervised(llama_spec(config, self.runtime, llm_files), config.chat.local.model, config.chat.local.mmproj),
             model=config.chat.local.model,
             sees_images=bool(config.chat.local.mmproj) or _has_eyes(store, config.chat.local.model),
-            idle_s=config.chat.local.idle_unload_minutes * 60, may_unload=lambda: self.status.cloud == "online")
+            idle_s=config.chat.local.idle_unload_minutes * 60, may_unload=lambda: self.status.cloud == "online",
+            has_room=lambda: has_room(store.catalogue, config.chat.local.model, config.chat.local.mmproj,
+                                      available_memory()))
 
         def endpoint(engine: Engine | None, name: str, uri: str) -> Endpoint:
             return EngineEndpoint(engine) if engine is not None else RemoteEndpoint(name, uri, resolver)
@@ -211,6 +215,8 @@ class Appliance:
         readiness = Readiness(self.chain, self.local, lambda: self.status.cloud == "online")
         self.assistant.on_expected, self.assistant.reads_ahead = readiness.expect, readiness.reads_ahead
         self.assistant.on_turn += [self.status.turn, self.metrics.turn, log_turn]
+        if self.config.chat.local.preload != "need":
+            self.assistant.on_turn.append(lambda _: readiness.stand_by(self.assistant.system_prompt))
         self.registry.on_token_ended(self._end_connection)
         self.registry.connected = lambda: list(self.hub.sessions)
         self.metrics.watch(

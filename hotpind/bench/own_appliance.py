@@ -118,7 +118,7 @@ async def _serving(output: asyncio.StreamReader) -> str:
 async def _engines_ready(config: Config, control: Path) -> None:
     while True:
         status = await call("GET", "/api/v1/status", config=config, socket=control)
-        # One that was not started has a cloud before it, and is loaded when that fails.
+        # One that was not started has a cloud before it, and is loaded after its first answer or when it fails.
         if status["ready"] and all(engine["state"] in {"ready", "stopped"} for engine in status["engines"]):
             break
         broken = next((each for each in status["engines"] if each["state"] == "unusable"), None)

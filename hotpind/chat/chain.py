@@ -35,6 +35,8 @@ LIST_EVERY_S = 6 * 3600.0
 """How often the list of models is asked for while nothing else is wrong."""
 FRESH_S = 20.0
 """A backend heard from within this time needs no check before a question."""
+DOUBT_S = 1.0
+"""A new connection and a request over it take this long on a slow line; past it the local model is loaded."""
 
 
 class Chain:
@@ -131,8 +133,8 @@ class Chain:
         now = self._now()
         for name in self._router.usable(now)[:1]:
             self._remote[name].expect(pictures)
-            if now - self._heard.get(name, 0.0) > FRESH_S:
-                self._check(name)
+            if now - self._heard.get(name, 0.0) > FRESH_S and self._check(name):
+                self._spawn(self._wake_local_unless_heard(name, now), "chat doubt")
             return
         if self._local:
             self._local.expect(pictures)
@@ -218,11 +220,13 @@ class Chain:
                 self._note(circuit.renewed(self._now(), on=backend.ready, verify=True))
         self._wake.set()
 
-    def _check(self, name: str) -> None:
-        """See in the background whether a backend that is thought well is."""
+    def _check(self, name: str) -> bool:
+        """See in the background whether a backend that is thought well is; tells whether that begins now."""
         circuit = self._router.circuits[name]
-        if circuit.state is State.ONLINE and not circuit.probing:
-            self._begin_probe(circuit)
+        if circuit.state is not State.ONLINE or circuit.probing:
+            return False
+        self._begin_probe(circuit)
+        return True
 
     def _begin_probe(self, circuit: Circuit) -> None:
         circuit.probe_begun()
@@ -256,6 +260,12 @@ class Chain:
         else:
             self._note(circuit.probe_failed(error, now))
         self._wake.set()
+
+    async def _wake_local_unless_heard(self, name: str, asked: float) -> None:
+        """Load the local model if a backend that was checked is still silent after `DOUBT_S`."""
+        await asyncio.sleep(DOUBT_S)
+        if self._local and self._heard.get(name, 0.0) < asked:
+            self._wake_local(self._local)
 
     def _wake_local(self, local: LocalBackend) -> None:
         """Load the local model in the background, unless that is under way."""

@@ -33,7 +33,7 @@ CONNECT_TIMEOUT_S = 2.0
 
 
 class LocalEngine(Protocol):
-    """The process that runs the model; loads it on first need."""
+    """The process that runs the model; loads it when it is needed and not there yet."""
 
     @property
     def model(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from hotpind.chat.blind import newest_pictured
 from hotpind.chat.coaching import coached
-from hotpind.chat.messages import ChatRequest, Picture
+from hotpind.chat.messages import ChatRequest, Message, Picture
 
 T = TypeVar("T")
 
@@ -26,6 +26,9 @@ class Warmable(Protocol):
 
     def warm(self, messages: list[dict[str, Any]]) -> None:
         """Read these messages ahead; returns at once."""
+
+    def stand_by(self, messages: list[dict[str, Any]]) -> None:
+        """Be loaded, having read these messages; returns at once."""
 
 
 class Preparable(Protocol):
@@ -58,9 +61,17 @@ class Readiness:
             request.messages[at].pictures)
         self._chain.prepare(pictures)
         if self.reads_ahead():
-            known = request.messages if question.text else request.messages[:-1]
-            self._local.warm([{"role": message.role, "content": message.text}
-                              for message in coached(known, self._local.model)])
+            self._local.warm(self._plain(request.messages if question.text else request.messages[:-1]))
+
+    def stand_by(self, system_prompt: str) -> None:
+        """Have the local model loaded although the cloud answers: a turn has ended, and the next one may be the one
+        that finds the line dead.
+        """
+        if self._cloud_answers():
+            self._local.stand_by(self._plain([Message("system", system_prompt)]))
+
+    def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        return [{"role": message.role, "content": message.text} for message in coached(messages, self._local.model)]
 
 
 class Ahead(Generic[T]):

@@ -181,10 +181,11 @@ class LocalSection(Section):
     repeat_penalty: float = setting(1.1, "Penalty on repeating tokens; 1 switches it off.", ge=1, le=2)
     threads: int = setting(0, "CPU threads; 0 chooses for this machine.", ge=0, le=64)
     gpu_layers: int = setting(0, "Layers put on the GPU (a Jetson: -1 for all).", ge=-1)
-    preload: Literal["auto", "always"] = setting(
-        "auto", "\"auto\" loads it at start when no cloud is set up, else on first need; \"always\" loads it at start.")
-    idle_unload_minutes: float = setting(30.0, "Minutes without use until it is unloaded while the cloud answers; "
-                                         "0: never.", live=True, ge=0)
+    preload: Literal["auto", "need", "always"] = setting(
+        "auto", "\"auto\" loads it at start when no cloud is set up, else after the cloud's first answer if the free "
+        "memory is twice what it takes; \"need\" not before the cloud is slow or gone; \"always\" at start.")
+    idle_unload_minutes: float = setting(30.0, "Minutes without a question until it is unloaded while the cloud "
+                                         "answers; 0: never.", live=True, ge=0)
 
 
 class ChatSection(Section):

@@ -1,4 +1,4 @@
-"""The language model engine as the chat chain sees it: loaded on first need, unloaded when long unused."""
+"""The language model engine as the chat chain sees it: loaded when it may be needed, unloaded when long unused."""
 
 from __future__ import annotations
 
@@ -28,15 +28,21 @@ class LocalModel:
     """Starts the engine when it is needed and gives out its socket."""
 
     def __init__(self, engine: Engine, *, model: str, sees_images: bool, idle_s: float,
-                 may_unload: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic) -> None:
-        """Manage ``engine``; it may be unloaded after ``idle_s`` seconds without use when ``may_unload`` says so."""
+                 may_unload: Callable[[], bool] = lambda: False, has_room: Callable[[], bool] = lambda: False,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        """Manage ``engine``; it may be unloaded after ``idle_s`` seconds without use when ``may_unload`` says so.
+
+        ``has_room`` (called in a thread) tells whether it may be loaded before anybody needs it.
+        """
         self.engine = engine
         self.model = model
         self.sees_images = sees_images
         self.idle_s = idle_s
         self._may_unload = may_unload
+        self._has_room = has_room
         self._clock = clock
         self._last_used = clock()
+        self._standing_by: asyncio.Task[None] | None = None
         self._warming: asyncio.Task[None] | None = None
         self._to_warm: list[dict[str, Any]] | None = None
 
@@ -55,6 +61,20 @@ class LocalModel:
         self.engine.start()
         self.engine.expect_use(LONGEST_ANSWER_S)
         return await self.engine.ready(LOAD_DEADLINE_S, refused=refused)
+
+    def stand_by(self, messages: list[dict[str, Any]]) -> None:
+        """Load the model where there is room, in case the cloud is lost, and evaluate ``messages``; returns at once.
+
+        A model that is loaded stays so for as long as if it had been used, and is not bothered with ``messages``.
+        """
+        self._last_used = self._clock()
+        if self.state == "idle" and (self._standing_by is None or self._standing_by.done()):
+            self._standing_by = asyncio.create_task(self._stand_by(messages), name="have the local model stand by")
+
+    async def _stand_by(self, messages: list[dict[str, Any]]) -> None:
+        if await asyncio.to_thread(self._has_room):
+            self.engine.start()
+            self.warm(messages)
 
     def warm(self, messages: list[dict[str, Any]]) -> None:
         """Evaluate a conversation's beginning in a model that is loaded or being loaded, after the one under way.
@@ -89,16 +109,22 @@ class LocalModel:
         """Unload the model after a long time without use while something else answers; runs until cancelled."""
         while True:
             await asyncio.sleep(max(30.0, self.idle_s / 4) if self.idle_s else 3600.0)
-            engine = self.engine
-            if (self.idle_s and engine.state is EngineState.READY and self._may_unload()
-                    and self._clock() - self._last_used > self.idle_s):
-                _LOG.info("The local model was not needed for %.0f minutes and is unloaded", self.idle_s / 60)
-                await engine.stop()
+            await self.unload_if_unused()
+
+    async def unload_if_unused(self) -> bool:
+        """Unload the model if nobody asked for long enough while something else answers; tells whether it was."""
+        if not (self.idle_s and self.engine.state is EngineState.READY and self._may_unload()
+                and self._clock() - self._last_used > self.idle_s):
+            return False
+        _LOG.info("Nobody asked for %.0f minutes, and the local model is unloaded", self.idle_s / 60)
+        await self.engine.stop()
+        return True
 
     async def close(self) -> None:
         """Stop the engine, and what is evaluated or waits to be."""
         self._to_warm = None
-        if self._warming is not None:
-            self._warming.cancel()
-            await asyncio.gather(self._warming, return_exceptions=True)
+        for task in (self._standing_by, self._warming):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         await self.engine.stop()

@@ -90,6 +90,19 @@ def better_model_hint(catalogue: Mapping[str, ModelEntry], machine: Machine, *, 
             f"{' '.join(entry.name for entry in better)}` and set {settings}")
 
 
+def has_room(catalogue: Mapping[str, ModelEntry], model: str, mmproj: str, available_bytes: int) -> bool:
+    """Tell whether ``model``, with its vision projector, takes at most half of the memory that is available.
+
+    A model is the name of an entry or the path of a file; reads the size of a file. What cannot be read has no room.
+    """
+    try:
+        needed = sum(_memory(catalogue, catalogue[name]) * 1e6 if name in catalogue else Path(name).stat().st_size
+                     for name in (model, mmproj) if name)
+    except OSError:
+        return False
+    return needed <= available_bytes / 2
+
+
 def _too_much(catalogue: Mapping[str, ModelEntry], machine: Machine, configured: Mapping[Role, ModelEntry],
               in_use: int) -> str | None:
     largest = max(configured.values(), key=lambda entry: _memory(catalogue, entry))

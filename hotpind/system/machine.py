@@ -80,6 +80,11 @@ def read_machine(root: Path = Path("/")) -> Machine:
     )
 
 
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that can be had without swapping, as the kernel estimates them; 0 where it does not say."""
+    return parse_meminfo(_text(root / "proc/meminfo")).get("MemAvailable", 0)
+
+
 def parse_meminfo(text: str) -> dict[str, int]:
     """Parse /proc/meminfo into bytes by name."""
     return {name: int(kilobytes) * 1024 for name, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.M)}

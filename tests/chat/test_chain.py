@@ -158,6 +158,25 @@ async def test_getting_ready_does_nothing_when_it_was_heard_from(make_chain: Mak
         assert len(cloud.requests) == asked
 
 
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_line_in_doubt_has_the_local_model_loaded(make_chain: MakeChain, cloud: FakeGroq, engine: FakeEngine,
+                                                          monkeypatch: pytest.MonkeyPatch, *, answers: bool) -> None:
+    monkeypatch.setattr(chain_module, "FRESH_S", 0.0)
+    monkeypatch.setattr(chain_module, "DOUBT_S", 0.3)
+    async with make_chain() as chain:
+        await settled(chain)
+        if not answers:
+            cloud.behave("silent", models_too=True)
+        for _ in range(5):
+            chain.prepare()
+        if answers:
+            await asyncio.sleep(0.6)
+            assert engine.asked == 0
+        else:
+            await until(lambda: engine.asked == 1)
+            assert status(chain).state == "online", "nothing is known yet"
+
+
 async def test_one_line_for_each_change(make_chain: MakeChain, cloud: FakeGroq,
                                         caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)

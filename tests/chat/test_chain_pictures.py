@@ -158,6 +158,9 @@ def expect(chain: Chain, request: ChatRequest, engine: FakeEngine) -> None:
         def warm(self, messages: object) -> None:
             pass
 
+        def stand_by(self, messages: object) -> None:
+            pass
+
     Readiness(chain, Local(), lambda: False).expect(request)
 
 

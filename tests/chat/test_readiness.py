@@ -27,6 +27,10 @@ class Local:
     model: str = "some-model"
     sees_images: bool = False
     warmed: list[list[dict[str, Any]]] = field(default_factory=list)
+    standing_by: list[list[dict[str, Any]]] = field(default_factory=list)
+
+    def stand_by(self, messages: list[dict[str, Any]]) -> None:
+        self.standing_by.append(messages)
 
     def warm(self, messages: list[dict[str, Any]]) -> None:
         self.warmed.append(messages)
@@ -63,6 +67,14 @@ def test_nothing_is_read_ahead_for_a_model_that_will_not_use_it(*, cloud: bool, 
     assert not readiness.reads_ahead()
     readiness.expect(asked("What is"))
     assert chain.prepared == [()]
+    assert not local.warmed
+
+
+@pytest.mark.parametrize("cloud", [True, False])
+def test_the_local_model_stands_by_while_the_cloud_answers(*, cloud: bool) -> None:
+    local = Local()
+    Readiness(Chain(), local, lambda: cloud).stand_by("Be brief.")
+    assert local.standing_by == ([[{"role": "system", "content": "Be brief."}]] if cloud else [])
     assert not local.warmed
 
 
@@ -112,12 +124,17 @@ async def warmth(tmp_path: Path) -> AsyncIterator[Warmth]:
     await runner.cleanup()
 
 
-def model_at(warmth: Warmth, state: EngineState = EngineState.READY) -> LocalModel:
+def model_at(warmth: Warmth, state: EngineState = EngineState.READY, *, room: bool = True) -> LocalModel:
     if state is EngineState.READY:
         warmth.loaded.set()
     engine: Any = SimpleNamespace(state=state, spec=SimpleNamespace(socket=warmth.path), stop=warmth.stop,
                                   ready=warmth.ready)
-    return LocalModel(engine, model="some-model", sees_images=False, idle_s=0)
+
+    def start() -> None:
+        engine.state = EngineState.STARTING
+
+    engine.start = start
+    return LocalModel(engine, model="some-model", sees_images=False, idle_s=0, has_room=lambda: room)
 
 
 def history(of: str) -> list[dict[str, Any]]:
@@ -176,3 +193,44 @@ async def test_what_waits_to_be_read_ahead_ends_with_the_model(warmth: Warmth) -
     assert warmth.begun == ["kitchen"]
     assert model._warming is not None
     assert model._warming.cancelled()
+
+
+@pytest.mark.parametrize("room", [True, False])
+async def test_a_model_stands_by_where_there_is_room(warmth: Warmth, *, room: bool) -> None:
+    model = model_at(warmth, EngineState.STOPPED, room=room)
+    model.stand_by(history("kitchen"))
+    model.stand_by(history("hall"))
+    assert model._standing_by is not None
+    await model._standing_by
+    assert model.state == ("loading" if room else "idle")
+    warmth.loaded.set()
+    if room:
+        await until(lambda: warmth.begun == ["kitchen"])
+    assert (model._warming is not None) == room
+    await model.close()
+
+
+async def test_a_model_that_is_loaded_is_not_bothered_to_stand_by(warmth: Warmth) -> None:
+    model = model_at(warmth)
+    model.stand_by(history("kitchen"))
+    assert model._standing_by is None
+    await model.close()
+
+
+async def test_a_model_that_stands_by_is_not_unloaded_between_questions() -> None:
+    now = 0.0
+    stopped: list[float] = []
+
+    async def stop() -> None:
+        stopped.append(now)
+        engine.state = EngineState.STOPPED
+
+    engine: Any = SimpleNamespace(state=EngineState.READY, stop=stop)
+    model = LocalModel(engine, model="some-model", sees_images=False, idle_s=100, may_unload=lambda: True,
+                       clock=lambda: now)
+    for now in (90.0, 180.0, 270.0):  # noqa: B007 - the clock reads it
+        model.stand_by(history("kitchen"))
+        assert not await model.unload_if_unused()
+    now = 371.0
+    assert await model.unload_if_unused()
+    assert stopped == [371.0]

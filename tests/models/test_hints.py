@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hotpind.models.catalogue import Catalogue
-from hotpind.models.hints import Machine, better_model_hint
+from hotpind.models.hints import Machine, better_model_hint, has_room
 
 CATALOGUE = Catalogue.load()
 STT, LLM, TTS = "whisper-tiny.en", "smollm2-135m-instruct", "piper-en_US-joe-medium"
@@ -75,3 +77,25 @@ def test_this_machine_is_described() -> None:
     assert machine.cores >= 1
     assert machine.memory_bytes > 100_000_000
     assert machine.speed > 0
+
+
+@pytest.mark.parametrize(("model", "mmproj", "available_mb", "room"), [
+    ("smollm2-135m-instruct", "", 410, True),
+    ("smollm2-135m-instruct", "", 400, False),
+    ("qwen2.5-1.5b-instruct", "", 3400, True),
+    ("qwen2.5-1.5b-instruct", "", 2900, False),
+    ("smolvlm-500m-instruct", "", 2200, False),
+    ("smolvlm-500m-instruct", "", 2400, True),
+    ("no-such-entry", "", 10**6, False),
+])
+def test_a_model_has_room_when_as_much_again_stays_free(model: str, mmproj: str, available_mb: int, *,
+                                                        room: bool) -> None:
+    assert has_room(CATALOGUE, model, mmproj, available_mb * 10**6) == room
+
+
+def test_a_file_counts_with_its_size(tmp_path: Path) -> None:
+    model, mmproj = tmp_path / "model.gguf", tmp_path / "mmproj.gguf"
+    model.write_bytes(bytes(3000))
+    mmproj.write_bytes(bytes(1000))
+    assert has_room(CATALOGUE, str(model), str(mmproj), 8000)
+    assert not has_room(CATALOGUE, str(model), str(mmproj), 7999)
