@@ -216,7 +216,7 @@ class Appliance:
         self.assistant.on_expected, self.assistant.reads_ahead = readiness.expect, readiness.reads_ahead
         self.assistant.on_turn += [self.status.turn, self.metrics.turn, log_turn]
         if self.config.chat.local.preload != "need":
-            self.assistant.on_turn.append(lambda _: readiness.stand_by(self.assistant.system_prompt))
+            self.assistant.on_ended = readiness.stand_by
         self.registry.on_token_ended(self._end_connection)
         self.registry.connected = lambda: list(self.hub.sessions)
         self.metrics.watch(

@@ -28,7 +28,7 @@ class Warmable(Protocol):
         """Read these messages ahead; returns at once."""
 
     def stand_by(self, messages: list[dict[str, Any]]) -> None:
-        """Be loaded, having read these messages; returns at once."""
+        """Be loaded, and read these messages ahead; returns at once."""
 
 
 class Preparable(Protocol):
@@ -63,12 +63,12 @@ class Readiness:
         if self.reads_ahead():
             self._local.warm(self._plain(request.messages if question.text else request.messages[:-1]))
 
-    def stand_by(self, system_prompt: str) -> None:
-        """Have the local model loaded although the cloud answers: a turn has ended, and the next one may be the one
-        that finds the line dead.
+    def stand_by(self, request: ChatRequest | None) -> None:
+        """Have the local model loaded although the cloud answers, and read the conversation whose next question is
+        ``request``, if that has time: a turn has ended, and the next one may be the one that finds the line dead.
         """
         if self._cloud_answers():
-            self._local.stand_by(self._plain([Message("system", system_prompt)]))
+            self._local.stand_by(self._plain(request.messages[:-1]) if request and not self._local.sees_images else [])
 
     def _plain(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         return [{"role": message.role, "content": message.text} for message in coached(messages, self._local.model)]

@@ -45,6 +45,9 @@ class Assistant:
     """Called with each turn's record when it has ended."""
     on_expected: Callable[[ChatRequest], None] = lambda _: None
     """Told of a question that is being asked, complete or not."""
+    on_ended: Callable[[ChatRequest | None], None] = lambda _: None
+    """Told, when a turn has ended, what the next question of its device would be without its words; None when others
+    are asking or being answered."""
     reads_ahead: Callable[[], bool] = lambda: False
     """Whether the beginning of a question is of use to the brain before its end."""
     turns_running: int = 0
@@ -80,9 +83,11 @@ class Assistant:
         self._get_ready(device, text)
 
     def _get_ready(self, device: str, text: str, conversation: Conversation | None = None) -> None:
-        conversation = conversation or self.conversation(device)
+        self.on_expected(self._request(device, text, conversation or self.conversation(device)))
+
+    def _request(self, device: str, text: str, conversation: Conversation) -> ChatRequest:
         pictures = conversation.pictures(self.clock())
-        self.on_expected(ChatRequest(conversation.messages(self.system_prompt, text, pictures), device=device))
+        return ChatRequest(conversation.messages(self.system_prompt, text, pictures), device=device)
 
     def _get_ready_for_more(self, record: TurnRecord, conversation: Conversation | None = None) -> None:
         """Have the local model read a conversation's new end ahead, unless somebody else needs it to read theirs.
@@ -94,8 +99,11 @@ class Assistant:
         if conversation is not None and not self.reads_ahead():
             return
         others = self.turns_running - (conversation is not None)
-        if record.outcome == "answered" and not (others or self._asking or self.stopping):
+        alone = not (others or self._asking or self.stopping)
+        if record.outcome == "answered" and alone:
             self._get_ready(record.device, "", conversation)
+        if conversation is None and not self.stopping:
+            self.on_ended(self._request(record.device, "", self.conversation(record.device)) if alone else None)
 
     def record(self, device: str) -> TurnRecord:
         """Begin a turn's record at the end of speech."""

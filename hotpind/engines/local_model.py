@@ -63,17 +63,22 @@ class LocalModel:
         return await self.engine.ready(LOAD_DEADLINE_S, refused=refused)
 
     def stand_by(self, messages: list[dict[str, Any]]) -> None:
-        """Load the model where there is room, in case the cloud is lost, and evaluate ``messages``; returns at once.
-
-        A model that is loaded stays so for as long as if it had been used, and is not bothered with ``messages``.
+        """Load the model where there is room, in case the cloud is lost, and evaluate ``messages``, a conversation's
+        beginning or nothing; returns at once. A model that is loaded stays so for as long as if it had been used.
         """
         self._last_used = self._clock()
-        if self.state == "idle" and (self._standing_by is None or self._standing_by.done()):
+        if self.state != "idle":
+            self._warm_if_any(messages)
+        elif self._standing_by is None or self._standing_by.done():
             self._standing_by = asyncio.create_task(self._stand_by(messages), name="have the local model stand by")
 
     async def _stand_by(self, messages: list[dict[str, Any]]) -> None:
         if await asyncio.to_thread(self._has_room):
             self.engine.start()
+            self._warm_if_any(messages)
+
+    def _warm_if_any(self, messages: list[dict[str, Any]]) -> None:
+        if messages:
             self.warm(messages)
 
     def warm(self, messages: list[dict[str, Any]]) -> None:

@@ -35,7 +35,7 @@ idle machine takes no more than `OVER_S` and 0.05 s; the one that runs the tests
 the model shares its cores with them. The figures are printed."""
 NAME = "cloud.test"
 """No name of .test exists anywhere else (RFC 6761)."""
-TURNS = 4
+TURNS, ASKED = 4, 6
 
 
 class Cloud:
@@ -70,12 +70,14 @@ def cloud(network: Lan) -> Iterator[Cloud]:
 
 
 @contextlib.contextmanager
-def appliance(prefix: list[str], url: str, root: Path) -> Iterator[Daemon]:
-    """Run an appliance as it comes: its local model is loaded when it is first needed."""
+def appliance(prefix: list[str], url: str, root: Path, *, history: int = 0) -> Iterator[Daemon]:
+    """Run an appliance as it comes: nothing loads its local model before it may be needed.
+
+    Without a ``history`` every local turn is the same work.
+    """
     store_key(root / "state", Secret(KEY))
-    # Without a history every local turn is the same work.
     daemon = Daemon({"CHAT__GROQ__BASE_URL": url, "CHAT__LOCAL__MAX_TOKENS": "16", "SPEAKING__LEAD_S": "4",
-                     "CHAT__HISTORY_TURNS": "0"}, prefix=prefix, root=root)
+                     "CHAT__HISTORY_TURNS": str(history)}, prefix=prefix, root=root)
     try:
         yield daemon
     finally:
@@ -155,11 +157,11 @@ def test_the_first_question_waits_for_the_deadline_and_no_longer(network: Lan, c
         prefix, url = network.prefix("appl"), cloud.url
         if address == "name":
             prefix, url = stack.enter_context(named(network, tmp_path)), url.replace(WEARABLE_IP, NAME)
-        daemon = stack.enter_context(appliance(prefix, url, tmp_path))
+        daemon = stack.enter_context(appliance(prefix, url, tmp_path, history=10))
         with Wearer(network.prefix("appl"), tmp_path, daemon.url, "on loopback") as wearer:
             until_state(daemon, "online", 45)
-            assert backends(some(wearer, card, 2)) == {"groq"}
-            # Since somebody asks, the local model stands by.
+            # Since somebody asks, the local model stands by, and what was said need not be read when it has to answer.
+            assert backends(some(wearer, card, ASKED)) == {"groq"}
             until_state(daemon, "online", 45, "local")
             network.drop(100)
             first = wearer.answer(card, timeout=TURN_S)

@@ -70,12 +70,16 @@ def test_nothing_is_read_ahead_for_a_model_that_will_not_use_it(*, cloud: bool, 
     assert not local.warmed
 
 
-@pytest.mark.parametrize("cloud", [True, False])
-def test_the_local_model_stands_by_while_the_cloud_answers(*, cloud: bool) -> None:
-    local = Local()
-    Readiness(Chain(), local, lambda: cloud).stand_by("Be brief.")
-    assert local.standing_by == ([[{"role": "system", "content": "Be brief."}]] if cloud else [])
+@pytest.mark.parametrize(("cloud", "sees", "time", "told"), [
+    (True, False, True, [[{"role": "system", "content": "Be brief."}]]), (True, False, False, [[]]),
+    (True, True, True, [[]]), (False, False, True, [])])
+def test_the_local_model_stands_by_while_the_cloud_answers(*, cloud: bool, sees: bool, time: bool,
+                                                           told: list[list[dict[str, Any]]]) -> None:
+    local, chain = Local(sees_images=sees), Chain()
+    Readiness(chain, local, lambda: cloud).stand_by(asked("") if time else None)
+    assert local.standing_by == told
     assert not local.warmed
+    assert not chain.prepared
 
 
 def test_the_chain_is_told_of_the_picture_in_waiting() -> None:
@@ -210,9 +214,12 @@ async def test_a_model_stands_by_where_there_is_room(warmth: Warmth, *, room: bo
     await model.close()
 
 
-async def test_a_model_that_is_loaded_is_not_bothered_to_stand_by(warmth: Warmth) -> None:
+async def test_a_model_that_stands_by_goes_on_reading(warmth: Warmth) -> None:
     model = model_at(warmth)
+    model.stand_by([])
+    assert model._warming is None
     model.stand_by(history("kitchen"))
+    await until(lambda: warmth.begun == ["kitchen"])
     assert model._standing_by is None
     await model.close()
 
@@ -229,7 +236,7 @@ async def test_a_model_that_stands_by_is_not_unloaded_between_questions() -> Non
     model = LocalModel(engine, model="some-model", sees_images=False, idle_s=100, may_unload=lambda: True,
                        clock=lambda: now)
     for now in (90.0, 180.0, 270.0):  # noqa: B007 - the clock reads it
-        model.stand_by(history("kitchen"))
+        model.stand_by([])
         assert not await model.unload_if_unused()
     now = 371.0
     assert await model.unload_if_unused()

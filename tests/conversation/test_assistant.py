@@ -101,6 +101,21 @@ def test_nothing_is_read_ahead_while_others_need_the_model(assistant: Assistant,
     assert len(expected) == told
 
 
+def test_the_end_of_each_turn_is_told_with_the_conversation_if_nobody_else_asks(assistant: Assistant) -> None:
+    ended: list[ChatRequest | None] = []
+    assistant.on_ended = ended.append
+    turn(assistant, "kitchen")
+    turn(assistant, "kitchen", "not-understood")
+    once = ["What?", "That."]
+    assert [texts(request) for request in ended if request] == [[*once, ""], [*once, *once, ""]]
+    assistant.expect_question("hall")
+    turn(assistant, "kitchen")
+    assert ended[2:] == [None]
+    assistant.stopping = True
+    turn(assistant, "kitchen")
+    assert len(ended) == 3
+
+
 def test_a_question_is_expected_with_all_pictures_that_wait(assistant: Assistant, expected: list[ChatRequest]) -> None:
     shots = tuple(Picture(bytes([number]), 4, 3) for number in range(2))
     for shot in shots:
