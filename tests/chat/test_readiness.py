@@ -225,19 +225,19 @@ async def test_a_model_that_stands_by_goes_on_reading(warmth: Warmth) -> None:
 
 
 async def test_a_model_that_stands_by_is_not_unloaded_between_questions() -> None:
-    now = 0.0
+    clock = [0.0]
     stopped: list[float] = []
 
     async def stop() -> None:
-        stopped.append(now)
+        stopped.append(clock[0])
         engine.state = EngineState.STOPPED
 
     engine: Any = SimpleNamespace(state=EngineState.READY, stop=stop)
     model = LocalModel(engine, model="some-model", sees_images=False, idle_s=100, may_unload=lambda: True,
-                       clock=lambda: now)
-    for now in (90.0, 180.0, 270.0):  # noqa: B007 - the clock reads it
+                       clock=lambda: clock[0])
+    for clock[0] in (90.0, 180.0, 270.0):
         model.stand_by([])
         assert not await model.unload_if_unused()
-    now = 371.0
+    clock[0] = 371.0
     assert await model.unload_if_unused()
     assert stopped == [371.0]

@@ -207,11 +207,13 @@ def test_a_turn_writes_one_summary_to_the_journal_and_nothing_to_the_disk(househ
 def written_at_last(host: Machine) -> tuple[int, int, int]:
     """As `written`, when nothing more comes: a turn's entry is written after the pin has its answer."""
     latest = written(host)
-    while True:
+    for _ in range(30):
+        # Nothing tells that no entry is on its way but that none comes for a while.
         time.sleep(1.0)
         before, latest = latest, written(host)
         if before == latest:
-            return latest
+            break
+    return latest
 
 
 def written(host: Machine) -> tuple[int, int, int]:
