@@ -42,13 +42,31 @@ fail() {
     exit 1
 }
 
-# Ends the step that is running: a build at once with all its children, apt only by waiting for it.
+# group_lives PID: does any process of this process group still run? One that only waits for its parent does not.
+group_lives() {
+    local file stat fields
+    for file in /proc/[0-9]*/stat; do
+        { read -r stat <"$file"; } 2>/dev/null || continue
+        read -ra fields <<<"${stat##*) }"
+        [ "${fields[2]:-}" != "$1" ] || [ "${fields[0]}" = Z ] || return 0
+    done
+    return 1
+}
+
+# Ends the step that is running: a build at once with all its children, apt only by waiting for it. The children end
+# later than the step itself, and one that was started this moment may not have its process group yet.
 stop_step() {
+    local signal=TERM end=$((SECONDS + 5))
     [ -n "$STEP_PID" ] || return 0
     if [ -n "$STEP_PATIENT" ]; then
         say "waiting for apt to finish, so that no package is left half installed"
     else
-        kill -TERM -- "-$STEP_PID" 2>/dev/null || true
+        while group_lives "$STEP_PID" || kill -0 "$STEP_PID" 2>/dev/null; do
+            [ "$SECONDS" -lt "$end" ] || signal=KILL
+            [ "$SECONDS" -lt $((end + 5)) ] || break
+            kill -s "$signal" -- "-$STEP_PID" 2>/dev/null || kill -s "$signal" "$STEP_PID" 2>/dev/null || true
+            sleep 0.05
+        done
     fi
     wait "$STEP_PID" 2>/dev/null || true
     STEP_PID=""
@@ -127,6 +145,7 @@ take_lock() {
     local file=$WORK/setup.lock owner held pid said=""
     mkdir -p "$WORK"
     exec 9>>"$file"
+    trap interrupted INT TERM HUP
     until flock --nonblock 9; do
         owner=$(tail -n 1 "$file" 2>/dev/null)
         if [ -n "$owner" ] && [ "$(readlink "/proc/$owner/fd/9" 2>/dev/null)" = "$file" ]; then
@@ -143,7 +162,6 @@ take_lock() {
         sleep 0.5
     done
     printf '%s\n' "$$" >"$file"
-    trap interrupted INT TERM HUP
 }
 
 release_lock() {

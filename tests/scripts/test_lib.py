@@ -70,6 +70,24 @@ def test_whoever_may_use_sudo_gets_the_packages(open_folder: Path, sudo: str, wo
         assert "sudo refused" in done.stderr
 
 
+@pytest.mark.parametrize("on_term", ["sleep 1; exit", ""])
+def test_an_interrupted_step_leaves_no_child_behind(tmp_path: Path, on_term: str) -> None:
+    """Its children end later than the step itself, or not at all unless they are killed."""
+    child = f"trap '{on_term}' TERM; touch {tmp_path}/begun; for i in {{1..600}}; do sleep 0.1; done"
+    script = f"""WORK={tmp_path}/work; take_lock; quietly "a step" bash -c "bash -c \\"{child}\\" & wait" """
+    with subprocess.Popen(["bash", "-euo", "pipefail", "-c", f"source {TOP}/scripts/lib.sh\n{script}"], text=True,
+                          stdout=subprocess.PIPE, start_new_session=True) as process:
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "run the same command again" in said
+    assert subprocess.run(["pgrep", "-f", f"{tmp_path}/begun"], check=False, capture_output=True).stdout == b""
+
+
 def test_an_interrupted_installation_is_finished_when_the_one_before_has_let_go(tmp_path: Path) -> None:
     """The real dpkg, on a database of its own."""
     for name in ("status", "available", "lock-frontend", "lock"):
