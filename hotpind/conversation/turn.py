@@ -35,6 +35,9 @@ CANNED_PART = 8192
 LETTERS_PER_S = 15.0
 """How fast a voice is, where it could not be measured."""
 
+FIRST_CLAUSE_S = 0.15
+"""From the model's first word until fewer words than a clause are spoken: somebody waits in silence. A model that has
+the cores to itself makes a clause in this time on a PC."""
 RUNWAY_S = 0.8
 """With less audio than this before it, a piece is spoken up to the last whole word rather than leave a gap: Piper
 needs 0.1 s for a clause on a PC, three times that on a Pi 4."""
@@ -287,6 +290,8 @@ class Turn:
                 pieces = [*self._splitter.finish(), text] if whole else self._splitter.feed(text)
                 if whole:
                     self._splitter = ClauseSplitter()
+                if not pieces and self._clause_is_late():
+                    pieces = self._splitter.first_words()
                 if not pieces and self._runs_dry():
                     pieces = self._splitter.hurry()
                 for piece in pieces:
@@ -315,6 +320,11 @@ class Turn:
                 pieces, self._splitter = self._splitter.finish(), ClauseSplitter()
             for piece in pieces:
                 await self._give(piece)
+
+    def _clause_is_late(self) -> bool:
+        """Tell whether the model has spoken for a while and nothing of it has gone to the voice."""
+        since_first_word = self._clock() - self._record.began - self._record.stages["first_token"]
+        return not self._given and since_first_word >= FIRST_CLAUSE_S
 
     def _runs_dry(self) -> bool:
         """Tell whether the device will soon have nothing left to play and nothing is being made for it."""

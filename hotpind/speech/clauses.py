@@ -16,6 +16,8 @@ FIRST_WORDS = 6
 """Words after which the first piece is spoken without a mark: almost two seconds of speech."""
 LEAST_FIRST_CHARS = 4
 """A first piece shorter than this ("A,") sounds chopped."""
+LEAST_FIRST_WORDS = 4
+"""How many are enough when the model is slow: a second of speech, in which the next piece is made."""
 LEAST_HURRIED_WORDS = 3
 """Fewer words than these last no longer than it takes to speak them."""
 LONGEST_PIECE = 160
@@ -49,6 +51,14 @@ class ClauseSplitter:
             return [*self._tidy([first]), *self.feed(rest)]
         pieces = self._tidy(self._sentences.add_chunk(text))
         return [*pieces, *self._tidy([self._sentences.finish()])] if _ends_sentence(text) else pieces
+
+    def first_words(self) -> list[str]:
+        """Give out the words of an answer that has not begun, without waiting for a mark, if they are enough."""
+        text = self._opening
+        if self._opened or len(text.split()) < LEAST_FIRST_WORDS or is_abbreviation(text.split()[-1]):
+            return []
+        self._opened, self._opening = True, ""
+        return self._tidy([text])
 
     def hurry(self) -> list[str]:
         """Give out what there is up to the last clause mark or whole word: playback is about to run dry."""

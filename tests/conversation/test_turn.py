@@ -12,7 +12,7 @@ from hotpind.chat.messages import ChatRequest, Picture
 from hotpind.conversation import turn as turn_module
 from hotpind.conversation.memory import Conversation
 from hotpind.conversation.prompts import BROKEN_OFF
-from hotpind.conversation.turn import FIRST_WORD_PATIENCE_S, Canned, Turn, TurnRecord
+from hotpind.conversation.turn import FIRST_CLAUSE_S, FIRST_WORD_PATIENCE_S, Canned, Turn, TurnRecord
 from hotpind.errors import EngineBroke
 from hotpind.speech.tts import Synthesizer
 from tests.waiting import until
@@ -152,6 +152,35 @@ async def test_the_question_goes_out_while_the_device_is_still_being_told_the_tr
     ear.may_show.set()
     await asking
     assert ear.told == ["thinking what?", "speaking", "end", "complete Yes."]
+
+
+@pytest.mark.parametrize(("seconds_per_word", "spoken"), [
+    (FIRST_CLAUSE_S / 8, ["one two three four five six", "seven eight."]),
+    (FIRST_CLAUSE_S / 3.9, ["one two three four five", "six seven eight."]),
+    (FIRST_CLAUSE_S * 2, ["one two three four", "five six seven eight."])])
+async def test_a_slow_model_is_spoken_after_it_with_fewer_words(seconds_per_word: float, spoken: list[str]) -> None:
+    now = 100.0
+    texts: list[str] = []
+
+    class Slow(Script):
+        async def __aiter__(self) -> AsyncGenerator[str, None]:
+            nonlocal now
+            for _, text in self.lines:
+                yield text
+                now += seconds_per_word
+
+    class Writing(Voice):
+        async def speak(self, text: str, due: float) -> AsyncGenerator[bytes, None]:
+            texts.append(text)
+            async for pcm in super().speak(text, due):
+                yield pcm
+
+    brain = Slow(*[(0, word) for word in ("one", " two", " three", " four", " five", " six", " seven", " eight.")])
+    turn = Turn(brain=cast(Any, brain), voice=cast(Synthesizer, Writing()), canned=Canned(), ear=cast(Any, Ear()),
+                conversation=Conversation(10), record=TurnRecord("1", "kitchen", 99.0), system_prompt="",
+                deadline_s=50.0, clock=lambda: now)
+    await turn.answer("what?")
+    assert texts == spoken
 
 
 async def test_the_coming_history_is_known_while_the_answer_is_still_played() -> None:

@@ -53,6 +53,19 @@ def test_when_playback_runs_dry_whole_words_are_given_out() -> None:
     assert splitter.finish() == ["It"]
 
 
+def test_a_slow_answer_begins_with_the_words_there_are() -> None:
+    splitter = ClauseSplitter()
+    splitter.feed("The capital of")
+    assert splitter.first_words() == []
+    splitter.feed(" St.")
+    assert splitter.first_words() == [], "a title belongs to the name after it"
+    splitter.feed(" Lucia")
+    assert splitter.first_words() == ["The capital of St. Lucia"]
+    splitter.feed(" is Castries, a small port of")
+    assert splitter.first_words() == [], "it has begun"
+    assert splitter.finish() == ["is Castries, a small port of"]
+
+
 def test_endless_sentences_are_cut() -> None:
     assert all(len(piece) <= LONGEST_PIECE for piece in pieces("word " * 500))
 
@@ -76,14 +89,14 @@ def test_a_sentence_is_given_out_with_its_last_word() -> None:
     assert splitter.finish() == []
 
 
-@given(st.lists(st.tuples(st.text(alphabet="abc ,.", max_size=12), st.booleans()), max_size=40))
-def test_hurrying_loses_no_word(steps: list[tuple[str, bool]]) -> None:
+@given(st.lists(st.tuples(st.text(alphabet="abc ,.", max_size=12), st.sampled_from(["", "first", "dry"])), max_size=40))
+def test_hurrying_loses_no_word(steps: list[tuple[str, str]]) -> None:
     splitter, found, fed = ClauseSplitter(), [], ""
     for text, hurry in steps:
         fed += text
         found += splitter.feed(text)
         if hurry:
-            found += splitter.hurry()
+            found += splitter.first_words() if hurry == "first" else splitter.hurry()
     found += splitter.finish()
     assert "".join("".join(found).split()).replace(",", "").replace(".", "") == \
         "".join(fed.split()).replace(",", "").replace(".", "")
