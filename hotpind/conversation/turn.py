@@ -38,6 +38,9 @@ LETTERS_PER_S = 15.0
 FIRST_CLAUSE_S = 0.15
 """From the model's first word until fewer words than a clause are spoken: somebody waits in silence. A model that has
 the cores to itself makes a clause in this time on a PC."""
+DRIPPING_S = 1.0
+"""A model that takes longer than this for those few words would leave gaps after them: its clause is waited for, and
+another model may yet answer in its place."""
 RUNWAY_S = 0.8
 """With less audio than this before it, a piece is spoken up to the last whole word rather than leave a gap: Piper
 needs 0.1 s for a clause on a PC, three times that on a Pi 4."""
@@ -324,7 +327,7 @@ class Turn:
     def _clause_is_late(self) -> bool:
         """Tell whether the model has spoken for a while and nothing of it has gone to the voice."""
         since_first_word = self._clock() - self._record.began - self._record.stages["first_token"]
-        return not self._given and since_first_word >= FIRST_CLAUSE_S
+        return not self._given and FIRST_CLAUSE_S <= since_first_word <= DRIPPING_S
 
     def _runs_dry(self) -> bool:
         """Tell whether the device will soon have nothing left to play and nothing is being made for it."""

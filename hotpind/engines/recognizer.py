@@ -5,9 +5,9 @@ small a window makes it repeat itself, so the rules keep a margin, watch for loo
 clip with a larger window, the full one at last. Its temperature ladder stays off: it multiplies the slowest turns by
 ten.
 
-A binding has to leave flash attention off. With it whisper.cpp rounds the encoder's keys up to a multiple of 256, and
-what is beyond the window is left over from clips before, perhaps of somebody else: with a window of 448 the text of a
-clip depended on what was heard last. On a CPU it is no faster.
+Windows are multiples of `STEP`. With flash attention whisper.cpp rounds the encoder's keys up to that, and what is
+beyond the window is left over from clips before, perhaps of somebody else: with a window of 448 the text of a clip
+depends on what was heard last.
 """
 
 from __future__ import annotations
@@ -33,17 +33,12 @@ LEAD_S = 0.3
 error rate 5.8 % with it, 7.6 % without, 6.9 % with whisper's own 30 s window."""
 SEARCH_S = 8
 FULL_WINDOW = 1280
-"""Encoder positions of the largest window, one per 20 ms: of whisper's 1500 the largest multiple of 256, which old
-versions want."""
+"""Encoder positions of the largest window, one per 20 ms: of whisper's 1500 the largest multiple of `STEP`."""
 POSITIONS_PER_S = 50
-MARGIN = 160
+MARGIN = 128
 """Positions kept beyond the clip, at least; with much fewer the decoder loops."""
-FLOOR = 384
-SHORT_S, SHORT_FLOOR = 2.5, 512
-"""A clip under so many seconds, lead included, keeps a larger window: "five five" loops in less."""
-STEP = 64
-RETRY_STEP = 256
-"""What a second try gets more."""
+FLOOR = 512
+STEP = 256
 TOKENS_PER_S = 8.0
 """Twice the fastest speech that people produce; a decode that wants more tokens than this is looping."""
 LEAST_TOKENS = 16
@@ -74,8 +69,7 @@ class Recognizer(Protocol):
 def fitted_window(samples: int) -> int:
     """Return the encoder positions for a clip of ``samples`` at 16 kHz: clip and margin, within floor and window."""
     needed = math.ceil(samples / SAMPLE_RATE * POSITIONS_PER_S) + MARGIN
-    floor = SHORT_FLOOR if samples < SHORT_S * SAMPLE_RATE else FLOOR
-    return min(FULL_WINDOW, max(floor, math.ceil(needed / STEP) * STEP))
+    return min(FULL_WINDOW, max(FLOOR, math.ceil(needed / STEP) * STEP))
 
 
 def token_cap(samples: int) -> int:
@@ -132,8 +126,8 @@ def _clip(recognizer: Recognizer, audio: Audio, cancelled: Callable[[], bool]) -
     if looping and (once := without_loop(best.text, speech_s)):
         return once
     if looping or best.logprob < POOR_LOGPROB:
-        # A larger window breaks most loops, in half of the time that the full one takes.
-        for larger in sorted({min(window + RETRY_STEP, FULL_WINDOW), FULL_WINDOW} - {window}):
+        # One step more breaks most loops, in half of the time that the full window takes.
+        for larger in sorted({min(window + STEP, FULL_WINDOW), FULL_WINDOW} - {window}):
             if cancelled():
                 break
             again = recognizer.decode(audio, audio_ctx=larger, max_tokens=cap, cancelled=cancelled)

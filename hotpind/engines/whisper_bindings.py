@@ -37,8 +37,7 @@ class Pywhispercpp:
 
         try:
             self._model = Model(
-                str(model), context_params={"flash_attn": False}, n_threads=threads, language=language,
-                redirect_whispercpp_logs_to=None,
+                str(model), n_threads=threads, language=language, redirect_whispercpp_logs_to=None,
                 print_progress=False, print_realtime=False, no_timestamps=True, single_segment=True, no_context=True,
                 suppress_blank=True, suppress_nst=True, temperature=0.0, temperature_inc=0.0, greedy={"best_of": 1})
         except (RuntimeError, ValueError, OSError) as error:

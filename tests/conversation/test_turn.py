@@ -12,7 +12,7 @@ from hotpind.chat.messages import ChatRequest, Picture
 from hotpind.conversation import turn as turn_module
 from hotpind.conversation.memory import Conversation
 from hotpind.conversation.prompts import BROKEN_OFF
-from hotpind.conversation.turn import FIRST_CLAUSE_S, FIRST_WORD_PATIENCE_S, Canned, Turn, TurnRecord
+from hotpind.conversation.turn import DRIPPING_S, FIRST_CLAUSE_S, FIRST_WORD_PATIENCE_S, Canned, Turn, TurnRecord
 from hotpind.errors import EngineBroke
 from hotpind.speech.tts import Synthesizer
 from tests.waiting import until
@@ -157,7 +157,9 @@ async def test_the_question_goes_out_while_the_device_is_still_being_told_the_tr
 @pytest.mark.parametrize(("seconds_per_word", "spoken"), [
     (FIRST_CLAUSE_S / 8, ["one two three four five six", "seven eight."]),
     (FIRST_CLAUSE_S / 3.9, ["one two three four five", "six seven eight."]),
-    (FIRST_CLAUSE_S * 2, ["one two three four", "five six seven eight."])])
+    (FIRST_CLAUSE_S * 2, ["one two three four", "five six seven eight."]),
+    # Words that drip are worth nothing before there is a clause of them.
+    (DRIPPING_S * 2, ["one two three four five six", "seven eight."])])
 async def test_a_slow_model_is_spoken_after_it_with_fewer_words(seconds_per_word: float, spoken: list[str]) -> None:
     now = 100.0
     texts: list[str] = []

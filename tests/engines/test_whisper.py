@@ -16,10 +16,8 @@ from hotpind.engines.recognizer import (
     LEAD_S,
     LONGEST_S,
     POOR_LOGPROB,
-    RETRY_STEP,
     SAMPLE_RATE,
-    SHORT_FLOOR,
-    SHORT_S,
+    STEP,
     Audio,
     Decode,
     Recognizer,
@@ -125,7 +123,7 @@ def test_fitting_the_window_costs_hardly_any_accuracy(usual: Recognizer) -> None
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("recording", [1, 2, 3, 6])
+@pytest.mark.parametrize("recording", [1, 2, 6])
 def test_what_was_heard_before_makes_no_difference(usual: Recognizer, recording: int) -> None:
     clip = samples([*librivox(), *cards()][recording].pcm)
     window = fitted_window(len(clip))
@@ -157,11 +155,11 @@ def test_quantised_weights_are_refused_by_the_engine_that_aborts_on_them(tmp_pat
 
 
 def test_the_window_fits_the_clip_with_margin_and_floor() -> None:
-    assert fitted_window(0) == SHORT_FLOOR
-    assert fitted_window(16_000 * 3) == FLOOR >= 150 + 200
+    assert fitted_window(0) == FLOOR
+    assert fitted_window(16_000 * 3) >= 150 + 200
     assert fitted_window(16_000 * 6) < FULL_WINDOW
     assert fitted_window(16_000 * 30) == FULL_WINDOW
-    windows = [fitted_window(count) for count in range(int(SHORT_S * SAMPLE_RATE), 16_000 * 30, 8_000)]
+    windows = [fitted_window(count) for count in range(0, 16_000 * 30, 8_000)]
     assert windows == sorted(windows)
 
 
@@ -205,15 +203,15 @@ LOOP, BETTER, MUMBLE = Decode("so " * 30, -0.1), Decode("better", -0.1), Decode(
 
 @pytest.mark.parametrize(("passes", "text", "windows"), [
     ((Decode("fine", -0.2),), "fine", [FLOOR]),
-    ((MUMBLE, BETTER), "better", [FLOOR, FLOOR + RETRY_STEP]),
-    ((MUMBLE, Decode("worse", -2.0)), "mumble", [FLOOR, FLOOR + RETRY_STEP]),
+    ((MUMBLE, BETTER), "better", [FLOOR, FLOOR + STEP]),
+    ((MUMBLE, Decode("worse", -2.0)), "mumble", [FLOOR, FLOOR + STEP]),
     ((Decode("is there a bus to town " * 4 + "is", -0.1),), "is there a bus to town", [FLOOR]),
-    ((Decode("so yes " * 12, -0.1), BETTER), "better", [FLOOR, FLOOR + RETRY_STEP]),
-    ((NO, NO), "no, no, no, no, no", [FLOOR, FLOOR + RETRY_STEP]),
-    ((LOOP, BETTER), "better", [FLOOR, FLOOR + RETRY_STEP]),
-    ((LOOP, LOOP, BETTER), "better", [FLOOR, FLOOR + RETRY_STEP, FULL_WINDOW]),
-    ((LOOP, LOOP, LOOP), "", [FLOOR, FLOOR + RETRY_STEP, FULL_WINDOW]),
-    ((MUMBLE, LOOP, LOOP), "mumble", [FLOOR, FLOOR + RETRY_STEP, FULL_WINDOW]),
+    ((Decode("so yes " * 12, -0.1), BETTER), "better", [FLOOR, FLOOR + STEP]),
+    ((NO, NO), "no, no, no, no, no", [FLOOR, FLOOR + STEP]),
+    ((LOOP, BETTER), "better", [FLOOR, FLOOR + STEP]),
+    ((LOOP, LOOP, BETTER), "better", [FLOOR, FLOOR + STEP, FULL_WINDOW]),
+    ((LOOP, LOOP, LOOP), "", [FLOOR, FLOOR + STEP, FULL_WINDOW]),
+    ((MUMBLE, LOOP, LOOP), "mumble", [FLOOR, FLOOR + STEP, FULL_WINDOW]),
     ((Decode("", math.nan),), "", [FLOOR]),
 ])
 def test_a_doubtful_result_is_redone_with_more_room(passes: tuple[Decode, ...], text: str, windows: list[int]) -> None:
@@ -222,7 +220,7 @@ def test_a_doubtful_result_is_redone_with_more_room(passes: tuple[Decode, ...], 
     assert recognizer.windows == windows
 
 
-@pytest.mark.parametrize(("seconds", "tried"), [(17, [1088, FULL_WINDOW]), (24, [FULL_WINDOW])])
+@pytest.mark.parametrize(("seconds", "tried"), [(17, [1024, FULL_WINDOW]), (24, [FULL_WINDOW])])
 def test_no_window_is_tried_twice(seconds: int, tried: list[int]) -> None:
     recognizer = Scripted(*[LOOP] * 4)
     recognise(recognizer, np.zeros(16_000 * seconds, dtype=np.float32))
