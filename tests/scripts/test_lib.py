@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.places import TOP
+from tests.waiting import wait_until
 
 as_root_only = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 ANYBODY = "nobody"
@@ -77,10 +78,7 @@ def test_an_interrupted_step_leaves_no_child_behind(tmp_path: Path, on_term: str
     script = f"""WORK={tmp_path}/work; take_lock; quietly "a step" bash -c "bash -c \\"{child}\\" & wait" """
     with subprocess.Popen(["bash", "-euo", "pipefail", "-c", f"source {TOP}/scripts/lib.sh\n{script}"], text=True,
                           stdout=subprocess.PIPE, start_new_session=True) as process:
-        deadline = time.monotonic() + 20
-        while not (tmp_path / "begun").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until((tmp_path / "begun").exists, 20)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 130
