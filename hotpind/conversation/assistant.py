@@ -50,10 +50,10 @@ class Assistant:
     are asking or being answered."""
     reads_ahead: Callable[[], bool] = lambda: False
     """Whether the beginning of a question is of use to the brain before its end."""
-    turns_running: int = 0
     refusals_running: int = 0
     """How many of them only say that there are too many."""
     stopping: bool = False
+    _under_way: list[TurnRecord] = field(default_factory=list)
     _canned: dict[str, bytes] = field(default_factory=dict)
     _turn_ended: asyncio.Event = field(default_factory=asyncio.Event)
     _asking: dict[str, float] = field(default_factory=dict)
@@ -116,7 +116,12 @@ class Assistant:
                     conversation=self.conversation(record.device), record=record, system_prompt=self.system_prompt,
                     deadline_s=self.config.speaking.turn_deadline_s, clock=self.clock,
                     on_spoken=lambda text: self.log_words(record, "answered", text), on_left=self._take_over,
-                    on_made=lambda conversation: self._get_ready_for_more(record, conversation))
+                    on_made=lambda conversation: self._get_ready_for_more(record, conversation),
+                    others_wait=lambda: self._others_wait(record))
+
+    def _others_wait(self, record: TurnRecord) -> bool:
+        """Tell whether anybody but this turn's device has asked and hears nothing yet."""
+        return any(other is not record and "first_audio" not in other.stages for other in self._under_way)
 
     def _take_over(self, task: asyncio.Task[None]) -> None:
         """Keep a task that outlives its turn until it has ended."""
@@ -136,14 +141,19 @@ class Assistant:
         conversation.forget_old_pictures(self.clock())
         return conversation
 
+    @property
+    def turns_running(self) -> int:
+        """Turns under way, those that only say that there are too many included."""
+        return len(self._under_way)
+
     @contextlib.contextmanager
     def running(self, record: TurnRecord) -> Iterator[None]:
         """Count a turn while it runs, and report it when it has ended."""
-        self.turns_running += 1
+        self._under_way.append(record)
         try:
             yield
         finally:
-            self.turns_running -= 1
+            self._under_way = [other for other in self._under_way if other is not record]
             self._turn_ended.set()
             for observer in self.on_turn:
                 observer(record)

@@ -30,6 +30,9 @@ PIECES_WAITING = 4
 """Pieces of text that may wait for the voice; the model waits beyond that."""
 AUDIO_AHEAD_S = 6.0
 """Synthesis stays this many seconds ahead of what is being sent, so that a slow sentence is not heard as a gap."""
+LENT_S = 2.0
+"""With more than this to play, a turn leaves the cores to others who have asked and hear nothing yet. A voice that is
+as quick as speech itself would still keep up; Piper on a Pi 4 has a sentence ready in half of this time."""
 CANNED_PART = 8192
 """Bytes of a prepared sentence handed on at once."""
 LETTERS_PER_S = 15.0
@@ -143,10 +146,12 @@ class Turn:
                  on_spoken: Callable[[str], None] = lambda _: None,
                  on_made: Callable[[Conversation], None] = lambda _: None,
                  on_left: Callable[[asyncio.Task[None]], object] = asyncio.Task.cancel,
+                 others_wait: Callable[[], bool] = lambda: False,
                  clock: Callable[[], float] = time.monotonic) -> None:
         """Prepare; ``deadline_s`` is how long after the end of speech the answer must have begun, ``on_spoken`` is
         told the whole answer, ``on_made`` how the conversation will be when all audio is made and nothing but playback
-        is left, and ``on_left`` takes over a request to a voice that hangs.
+        is left, ``on_left`` takes over a request to a voice that hangs, and ``others_wait`` tells whether somebody else
+        has asked and hears nothing yet.
         """
         self._brain = brain
         self._voice = voice
@@ -161,6 +166,7 @@ class Turn:
         self._question = ""
         self._pictures: tuple[Picture, ...] = ()
         self._on_left = on_left
+        self.others_wait = others_wait
         self._deadline_s = deadline_s
         self._clock = clock
         self._heard = Heard()
@@ -346,9 +352,7 @@ class Turn:
         texts = []
         while (text := await self._text.get()) is not None:
             texts.append(text)
-            while self._voice.rate and self._queued_bytes > AUDIO_AHEAD_S * self._voice.rate * 2:
-                self._room.clear()
-                await self._room.wait()
+            await self._let_others_go_first()
             piece = _Piece(text)
             self._pieces.put_nowait(piece)
             try:
@@ -359,6 +363,19 @@ class Turn:
         self._pieces.put_nowait(None)
         if self._question and self._record.outcome == "answered":
             self._on_made(self._conversation.after(self._question, " ".join(texts), self._clock(), self._pictures))
+
+    async def _let_others_go_first(self) -> None:
+        """Wait while enough audio is made, or some is and somebody else waits for the first."""
+        while self._voice.rate:
+            queued_s = self._queued_bytes / (self._voice.rate * 2)
+            lends = self.others_wait() and self._ear.ahead_s() + queued_s > LENT_S
+            if queued_s <= AUDIO_AHEAD_S and not lends:
+                return
+            self._room.clear()
+            with contextlib.suppress(TimeoutError):
+                # Nothing tells when the others have been served.
+                async with asyncio.timeout(TICK_S if lends else None):
+                    await self._room.wait()
 
     async def _synthesise(self, piece: _Piece) -> None:
         canned = self._canned.audio.get(piece.text)

@@ -22,6 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from hotpind.engines.child import cores, report, run_engine
+from hotpind.engines.weights import quickest
 from hotpind.errors import ModelFileError
 
 WAITING = 16
@@ -355,6 +356,7 @@ def main() -> None:
     for name in ("socket", "model"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--mmproj", type=Path)
+    parser.add_argument("--prepared", type=Path, help="directory for what loading makes of the model")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--gpu-layers", type=int, default=0)
@@ -363,8 +365,10 @@ def main() -> None:
 
     async def serve() -> None:
         pulse = Pulse()
-        llm = await asyncio.to_thread(load, args.model, args.mmproj, context=args.context,
-                                      threads=args.threads or cores(), gpu_layers=args.gpu_layers, pulse=pulse)
+        threads = args.threads or cores()
+        model = await asyncio.to_thread(quickest, args.model, args.prepared, threads=threads)
+        llm = await asyncio.to_thread(load, model, args.mmproj, context=args.context, threads=threads,
+                                      gpu_layers=args.gpu_layers, pulse=pulse)
         server = ChatServer(llm, args.model.stem, sees_images=args.mmproj is not None, prompt=prompt_of(llm),
                             pulse=pulse)
         runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True)

@@ -1,4 +1,4 @@
-"""A Piper voice that speaks in pieces: a clause's first half second is heard while the rest is still computed.
+"""A Piper voice that speaks in pieces: the beginning of a clause is heard while the rest is still computed.
 
 Piper computes a sentence as a whole. Half of its time goes into the last step, from latent frames to sound, and that
 step can be taken piece by piece (`hotpind.engines.onnx_cut`): with a few frames more on both sides each piece comes out
@@ -30,9 +30,8 @@ _LOG = logging.getLogger(__name__)
 Sound = npt.NDArray[np.float32]
 """Mono samples in about -1..1 at the voice's rate, shape (samples,)."""
 
-FIRST_FRAMES, LARGEST_FRAMES = 48, 192
-"""Latent frames of the first piece, and of later ones at most; a frame is some 12 ms. Each piece has twice as many as
-the one before: it is computed while that is heard."""
+LARGEST_FRAMES = 192
+"""Latent frames of a piece at most; a frame is some 12 ms."""
 SOFTEN_S = 0.005
 """In so many seconds the gain gives way."""
 
@@ -70,6 +69,28 @@ class Session(onnxruntime.InferenceSession):  # type: ignore[misc]  # onnxruntim
 
 
 @dataclass(frozen=True, slots=True)
+class Steps:
+    """How large pieces are: each is computed while the one before is heard."""
+
+    first: int
+    """Latent frames of the first piece."""
+    growth: int
+    """How many times as large as the one before a piece is, up to `LARGEST_FRAMES`."""
+
+
+QUICK, STEADY, SLOW = Steps(32, 3), Steps(48, 2), Steps(LARGEST_FRAMES, 1)
+
+
+def steps_for(share: float) -> Steps:
+    """Return how large pieces are on a machine that takes ``share`` of a sound's duration to compute it.
+
+    The second piece, with some frames on both sides of it, is ready when the first was heard up to a share of 0.22 with
+    `QUICK` and of 0.33 with `STEADY`. What is left of the former is for moments when others compute, too.
+    """
+    return QUICK if share < 0.13 else STEADY if share < 0.35 else SLOW
+
+
+@dataclass(frozen=True, slots=True)
 class Pieces:
     """How a voice's latent frames become sound piece by piece."""
 
@@ -82,8 +103,7 @@ class Pieces:
     """Samples per frame."""
     neighbours: int
     """Frames needed on both sides of a piece."""
-    first: int
-    """Frames of the first piece."""
+    steps: Steps
 
     def sound(self, latents: Sound, gone: threading.Event | None = None) -> Sound:
         """Compute the samples of latent frames, shape (1, channels, frames). Raises `Fail` when stopped."""
@@ -94,16 +114,16 @@ class Pieces:
     def of(self, latents: Sound, gone: threading.Event | None = None) -> Iterator[Sound]:
         """Yield the samples of latent frames, shape (1, channels, frames), in pieces without seams."""
         frames = latents.shape[-1]
-        start, size = 0, self.first
+        start, size, least = 0, self.steps.first, self.steps.first
         while start < frames:
             # A rest shorter than the first piece would cost more for its neighbours than for itself.
-            end = start + size if frames - start - size >= self.first else frames
+            end = start + size if frames - start - size >= least else frames
             low = max(0, start - self.neighbours)
             # Kept from piece to piece, and given back with the last.
             self.session.frugal = end == frames
             sound = self.sound(latents[:, :, low:end + self.neighbours], gone)
             yield sound[(start - low) * self.hop:(end - low) * self.hop]
-            start, size = end, min(2 * size, LARGEST_FRAMES)
+            start, size = end, min(self.steps.growth * size, LARGEST_FRAMES)
 
 
 class Speaker:

@@ -19,8 +19,8 @@ from hotpind.engines.child import core_of_each
 from hotpind.engines.onnx_cut import SPEAKER, Halves, cut
 from hotpind.engines.prepared import Recipe, Shelf, Tried
 from hotpind.engines.speaker import (
-    FIRST_FRAMES,
-    LARGEST_FRAMES,
+    SLOW,
+    STEADY,
     Pieces,
     Session,
     Sound,
@@ -28,6 +28,7 @@ from hotpind.engines.speaker import (
     give_back_memory,
     latents_of,
     peak_of,
+    steps_for,
 )
 from hotpind.errors import ModelFileError
 
@@ -37,8 +38,6 @@ NEIGHBOURS = (12, 24)
 """Frames that a piece may need on both sides; medium voices need 12 (with 8 they differ by 0.0015)."""
 ALIKE = 1e-3
 """Difference between pieces and whole that nobody can hear, as a part of full scale: 10 bits below 16."""
-QUICK = 0.35
-"""A piece twice as long as the one before is ready in time when computing takes less than this of its duration."""
 HEADROOM = 0.85
 """Peak of an average sentence, as a part of full scale; Piper's own would be 1."""
 WARM_UP = ("Yes.", "How are you today, and what can I do for you?")
@@ -130,12 +129,12 @@ def _prepared(shelf: Shelf, settings: PiperConfig, style: SynthesisConfig, threa
         voice = PiperVoice(session=_session(str(frames), threads), config=settings)
         pieces = replace(_pieces(_session(str(sound), threads), tried.cut, style), neighbours=tried.neighbours)
         latents = latents_of(voice.phoneme_ids_to_audio(_warm_up(voice)[-1], style))
-        samples, quick = _timed(pieces, latents, threads / settings.sample_rate, cpu_clock)
+        samples, share = _timed(pieces, latents, threads / settings.sample_rate, cpu_clock)
     except Exception as error:  # noqa: BLE001 - one made by another version, say; it is made again
         _LOG.debug("the prepared voice cannot be used: %s", error)
         return None
     return Speaker(voice, style, replace(pieces, hop=len(samples) // latents.shape[-1],
-                                         first=FIRST_FRAMES if quick else LARGEST_FRAMES), tried.gain)
+                                         steps=steps_for(share)), tried.gain)
 
 
 def _in_halves(model: Path, settings: PiperConfig, style: SynthesisConfig, threads: int, shelf: Shelf,
@@ -172,30 +171,30 @@ def _in_pieces(halves: Halves, settings: PiperConfig, style: SynthesisConfig, th
     peaks = []
     for ids in _warm_up(voice):
         latents = latents_of(voice.phoneme_ids_to_audio(ids, style))
-        sound, quick = _timed(whole, latents, threads / settings.sample_rate, cpu_clock)
+        sound, share = _timed(whole, latents, threads / settings.sample_rate, cpu_clock)
         peaks.append(peak_of(sound))
     for neighbours in NEIGHBOURS:
-        pieces = replace(whole, hop=len(sound) // latents.shape[-1], neighbours=neighbours, first=FIRST_FRAMES)
+        pieces = replace(whole, hop=len(sound) // latents.shape[-1], neighbours=neighbours, steps=STEADY)
         joined = np.concatenate(list(pieces.of(latents)))
         if joined.shape == sound.shape and peak_of(joined - sound) <= ALIKE:
             shelf.put(halves.sound, Tried(halves.cut, neighbours, gain := _gain(peaks)))
-            return Speaker(voice, style, pieces if quick else replace(pieces, first=LARGEST_FRAMES), gain)
+            return Speaker(voice, style, replace(pieces, steps=steps_for(share)), gain)
     return None
 
 
 def _pieces(session: Session, cut_at: str, style: SynthesisConfig) -> Pieces:
     inputs = {} if style.speaker_id is None else {SPEAKER: np.array([style.speaker_id], dtype=np.int64)}
-    return Pieces(session, cut_at, inputs, hop=0, neighbours=0, first=LARGEST_FRAMES)
+    return Pieces(session, cut_at, inputs, hop=0, neighbours=0, steps=SLOW)
 
 
-def _timed(pieces: Pieces, latents: Sound, core_s: float, cpu_clock: Callable[[], float]) -> tuple[Sound, bool]:
-    """Compute the sound of latent frames; tell whether a sample took less than `QUICK` of its time.
+def _timed(pieces: Pieces, latents: Sound, core_s: float, cpu_clock: Callable[[], float]) -> tuple[Sound, float]:
+    """Compute the sound of latent frames; tell how much of its duration that took.
 
     ``core_s``: seconds that all cores together compute while a sample is heard.
     """
     began = cpu_clock()
     sound = pieces.sound(latents)
-    return sound, cpu_clock() - began < QUICK * len(sound) * core_s
+    return sound, (cpu_clock() - began) / (len(sound) * core_s)
 
 
 def _by_sentence(model: Path, settings: PiperConfig, style: SynthesisConfig, threads: int) -> Speaker:

@@ -122,3 +122,16 @@ def test_a_question_is_expected_with_all_pictures_that_wait(assistant: Assistant
         assistant.conversation("kitchen").keep_picture(shot, until=2000.0)
     assistant.expect_question("kitchen", "What are")
     assert expected[-1].messages[-1].pictures == shots
+
+
+def test_a_turn_knows_whether_somebody_else_hears_nothing_yet(assistant: Assistant) -> None:
+    mine, theirs = assistant.record("kitchen"), assistant.record("attic")
+    my_turn = assistant.turn(cast(Any, None), mine)
+    with assistant.running(mine):
+        assert not my_turn.others_wait()
+        with assistant.running(theirs):
+            assert my_turn.others_wait()
+            theirs.mark("first_audio", assistant.clock())
+            assert not my_turn.others_wait()
+        theirs.stages.clear()
+        assert not my_turn.others_wait()

@@ -12,7 +12,16 @@ from hotpind.chat.messages import ChatRequest, Picture
 from hotpind.conversation import turn as turn_module
 from hotpind.conversation.memory import Conversation
 from hotpind.conversation.prompts import BROKEN_OFF
-from hotpind.conversation.turn import DRIPPING_S, FIRST_CLAUSE_S, FIRST_WORD_PATIENCE_S, Canned, Turn, TurnRecord
+from hotpind.conversation.turn import (
+    DRIPPING_S,
+    FIRST_CLAUSE_S,
+    FIRST_WORD_PATIENCE_S,
+    LENT_S,
+    TICK_S,
+    Canned,
+    Turn,
+    TurnRecord,
+)
 from hotpind.errors import EngineBroke
 from hotpind.speech.tts import Synthesizer
 from tests.waiting import until
@@ -236,6 +245,39 @@ async def test_words_that_drip_are_spoken_before_their_sentence_is_whole(monkeyp
     assert len(voice.due) == 4, "one for each word that came alone"
     assert ear.told[-1] == "complete It is so. Then comes more."
     assert max(later[0] - earlier[0] for earlier, later in zip(ear.parts, ear.parts[1:], strict=False)) < 2.0
+
+
+class Stocked(Listener):
+    """A device that has so many seconds to play from the first audio on."""
+
+    def __init__(self, stock: float) -> None:
+        super().__init__()
+        self.stock = stock
+
+    async def audio(self, pcm: bytes) -> None:
+        self.ahead = self.stock
+
+
+FOUR = tuple((0.0, f"Sentence number {number} is said here. ") for number in ("one", "two", "three", "four"))
+
+
+async def test_a_turn_that_has_enough_to_play_lets_those_go_first_who_hear_nothing_yet() -> None:
+    voice, others_wait = Voice(), True
+    turn = turn_of(Script(*FOUR), voice, Stocked(LENT_S + 0.1), Conversation(10), others_wait=lambda: others_wait)
+    answering = asyncio.create_task(turn.answer("what?"))
+    await until(lambda: voice.due)
+    await asyncio.sleep(3 * TICK_S)
+    assert len(voice.due) == 1
+    others_wait = False
+    await answering
+    assert len(voice.due) == 4
+
+
+async def test_a_turn_that_would_fall_silent_lets_nobody_go_first() -> None:
+    voice = Voice()
+    turn = turn_of(Script(*FOUR), voice, Stocked(0.0), Conversation(10), others_wait=lambda: True)
+    await asyncio.wait_for(turn.answer("what?"), 5)
+    assert len(voice.due) == 4
 
 
 class Hanging(Voice):

@@ -21,8 +21,20 @@ from hotpind.engines import voice as voices
 from hotpind.engines.child import stay_on
 from hotpind.engines.onnx_cut import cut
 from hotpind.engines.prepared import FACTS, FRAMES, SOUND, Shelf
-from hotpind.engines.speaker import FIRST_FRAMES, LARGEST_FRAMES, Pieces, Sound, Speaker, latents_of, peak_of
-from hotpind.engines.voice import ALIKE, WARM_UP, load, recipe
+from hotpind.engines.speaker import (
+    LARGEST_FRAMES,
+    QUICK,
+    SLOW,
+    STEADY,
+    Pieces,
+    Sound,
+    Speaker,
+    Steps,
+    latents_of,
+    peak_of,
+    steps_for,
+)
+from hotpind.engines.voice import ALIKE, NEIGHBOURS, WARM_UP, load, recipe
 from hotpind.errors import ModelFileError
 from hotpind.models.catalogue import Role
 from hotpind.models.store import ModelStore
@@ -87,19 +99,19 @@ def test_a_thread_stays_on_its_core() -> None:
 
 
 @pytest.mark.parametrize("text", ["Yes.", SENTENCE, LONG])
-@pytest.mark.parametrize("first", [FIRST_FRAMES, LARGEST_FRAMES])
-def test_pieces_are_what_the_whole_would_be(voice: Speaker, pieces: Pieces, text: str, first: int) -> None:
+@pytest.mark.parametrize("steps", [QUICK, STEADY, SLOW])
+def test_pieces_are_what_the_whole_would_be(voice: Speaker, pieces: Pieces, text: str, steps: Steps) -> None:
     frames = latents(voice, text)
-    alone = replace(pieces, first=first)
+    alone = replace(pieces, steps=steps)
     parts = list(alone.of(frames))
     whole = pieces.sound(frames)
     assert sum(map(len, parts)) == len(whole) == frames.shape[-1] * pieces.hop
     assert peak_of(np.concatenate(parts) - whole) <= 2 * ALIKE
     lengths = [len(part) // pieces.hop for part in parts]
-    assert max(lengths) < LARGEST_FRAMES + first
+    assert max(lengths) < LARGEST_FRAMES + steps.first
     if len(lengths) > 1:
-        assert lengths[0] == first
-        assert all(later <= 2 * earlier + first for earlier, later in itertools.pairwise(lengths))
+        assert lengths[0] == steps.first
+        assert all(later <= steps.growth * earlier + steps.first for earlier, later in itertools.pairwise(lengths))
 
 
 def test_a_seam_would_be_noticed(voice: Speaker, pieces: Pieces) -> None:
@@ -107,20 +119,31 @@ def test_a_seam_would_be_noticed(voice: Speaker, pieces: Pieces) -> None:
     assert peak_of(np.concatenate(list(replace(pieces, neighbours=0).of(frames))) - pieces.sound(frames)) > 0.02
 
 
-def test_the_first_piece_is_half_a_second_and_comes_alone(voice: Speaker, pieces: Pieces) -> None:
-    assert pieces.first == FIRST_FRAMES
+def test_the_first_piece_is_short_and_comes_alone(voice: Speaker, pieces: Pieces) -> None:
+    assert pieces.steps in {QUICK, STEADY}
     first, *others = samples(voice, SENTENCE)
-    assert len(first) == FIRST_FRAMES * pieces.hop
+    assert len(first) == pieces.steps.first * pieces.hop
     assert others
     assert sum(map(len, others)) > len(first)
 
 
-def test_a_slow_machine_gets_large_pieces_at_once() -> None:
-    ticks = itertools.count(step=1000.0)
-    slow = load(model(), 2, cpu_clock=lambda: next(ticks))
-    assert slow._pieces is not None
-    assert slow._pieces.first == LARGEST_FRAMES
-    assert spoken(slow, SENTENCE) > 20_000
+@pytest.mark.parametrize(("seconds", "steps"), [(0.0, QUICK), (1000.0, SLOW)])
+def test_how_large_pieces_are_is_the_machines_to_say(seconds: float, steps: Steps) -> None:
+    ticks = itertools.count(step=seconds)
+    measured = load(model(), 2, cpu_clock=lambda: next(ticks))
+    assert measured._pieces is not None
+    assert measured._pieces.steps == steps
+    assert spoken(measured, SENTENCE) > 20_000
+
+
+@pytest.mark.parametrize("share", [0.02, 0.12, 0.13, 0.34])
+def test_a_piece_is_computed_before_the_one_before_it_was_heard(share: float) -> None:
+    steps, both_sides = steps_for(share), 2 * max(NEIGHBOURS)
+    size = steps.first
+    for _ in range(3):
+        following = min(steps.growth * size, LARGEST_FRAMES)
+        assert (following + both_sides) * share <= size * 1.05
+        size = following
 
 
 def test_a_voice_that_cannot_be_cut_speaks_by_sentence(monkeypatch: pytest.MonkeyPatch, voice: Speaker) -> None:
