@@ -31,8 +31,8 @@ PIECES_WAITING = 4
 AUDIO_AHEAD_S = 6.0
 """Synthesis stays this many seconds ahead of what is being sent, so that a slow sentence is not heard as a gap."""
 LENT_S = 2.0
-"""With more than this to play, a turn leaves the cores to others who have asked and hear nothing yet. A voice that is
-as quick as speech itself would still keep up; Piper on a Pi 4 has a sentence ready in half of this time."""
+"""With more than this to play, a turn leaves the cores to others who have asked and hear nothing yet. Below it, it goes
+on as always: a sentence takes a voice that answers in time less than this."""
 CANNED_PART = 8192
 """Bytes of a prepared sentence handed on at once."""
 LETTERS_PER_S = 15.0

@@ -33,7 +33,7 @@ LEAN_MEMORY: Mapping[str, str] = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOL
 LARGE_PAGES: Mapping[str, str] = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Piper takes and gives back some hundred megabytes with each sentence; in large pages that is a tenth quicker."""
 PREPARED = "prepared"
-"""Directory in a model's own."""
+"""Directory in a voice's own."""
 NICE = {"piper": 0, "llama": 10, "whisper": 12}
 """Speaking before thinking before listening ahead: most of what whisper does is done before anybody waits for it."""
 
@@ -71,7 +71,9 @@ def piper_spec(config: Config, runtime: Path, voice: Callable[[], Path]) -> Engi
     """Describe the text-to-speech engine; ``voice`` finds its .onnx file, blocking."""
     def arguments() -> list[str]:
         file = voice()
-        return ["--model", str(file), *_prepared(file),
+        # Only a directory of ours, which goes with the voice; nothing is put beside somebody's own file.
+        ours = (file.parent / RECORD_FILE).exists()
+        return ["--model", str(file), *(["--prepared", str(file.parent / PREPARED)] if ours else []),
                 "--speaker", str(config.tts.speaker), "--length-scale", str(config.tts.length_scale),
                 "--threads", str(config.tts.threads or cores())]
 
@@ -83,21 +85,11 @@ def llama_spec(config: Config, runtime: Path, files: Callable[[], tuple[Path, Pa
     def arguments() -> list[str]:
         model, mmproj = files()
         local = config.chat.local
-        # What is quickest on a graphics card is not known.
-        return ["--model", str(model), *([] if local.gpu_layers else _prepared(model)),
-                *(["--mmproj", str(mmproj)] if mmproj else []),
+        return ["--model", str(model), *(["--mmproj", str(mmproj)] if mmproj else []),
                 "--context", str(local.context_tokens), "--threads", str(local.threads or cores()),
                 "--gpu-layers", str(local.gpu_layers)]
 
     return _spec("llama", runtime, arguments)
-
-
-def _prepared(model: Path) -> list[str]:
-    """Return the argument for what loading makes of a model, which is kept in a directory of ours and goes with it;
-    nothing is put beside somebody's own file.
-    """
-    ours = (model.parent / RECORD_FILE).exists()
-    return ["--prepared", str(model.parent / PREPARED)] if ours else []
 
 
 def _spec(name: str, runtime: Path, arguments: Callable[[], list[str]]) -> EngineSpec:

@@ -22,7 +22,6 @@ from typing import Any
 from aiohttp import web
 
 from hotpind.engines.child import cores, report, run_engine
-from hotpind.engines.weights import quickest
 from hotpind.errors import ModelFileError
 
 WAITING = 16
@@ -356,7 +355,6 @@ def main() -> None:
     for name in ("socket", "model"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--mmproj", type=Path)
-    parser.add_argument("--prepared", type=Path, help="directory for what loading makes of the model")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--gpu-layers", type=int, default=0)
@@ -365,10 +363,8 @@ def main() -> None:
 
     async def serve() -> None:
         pulse = Pulse()
-        threads = args.threads or cores()
-        model = await asyncio.to_thread(quickest, args.model, args.prepared, threads=threads)
-        llm = await asyncio.to_thread(load, model, args.mmproj, context=args.context, threads=threads,
-                                      gpu_layers=args.gpu_layers, pulse=pulse)
+        llm = await asyncio.to_thread(load, args.model, args.mmproj, context=args.context,
+                                      threads=args.threads or cores(), gpu_layers=args.gpu_layers, pulse=pulse)
         server = ChatServer(llm, args.model.stem, sees_images=args.mmproj is not None, prompt=prompt_of(llm),
                             pulse=pulse)
         runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True)

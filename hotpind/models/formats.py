@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import mmap
 import struct
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
@@ -36,8 +35,6 @@ _GGUF_SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 1
 """Bytes of a value, by the type of a GGUF pair."""
 _GGUF_U32, _GGUF_STRING, _GGUF_ARRAY = 4, 8, 9
 _GGUF_ALIGNMENT = 32
-_GGUF_PAIRS_AT = 24
-"""Where the first pair begins, in bytes."""
 _MAX_RANK = 8
 _PROJECTOR_ARCHITECTURE = "clip"
 _ONNX_GRAPH = 7
@@ -116,9 +113,11 @@ def _check_gguf(path: Path, data: mmap.mmap, *, projector: bool) -> None:
     version, tensors, pairs = struct.unpack_from("<IQQ", data, 4)
     if version not in {2, 3}:
         raise ModelFileError(f"{path} is GGUF version {version}, but only 2 and 3 can be used; fetch a newer file")
-    at, alignment, architecture = _GGUF_PAIRS_AT, _GGUF_ALIGNMENT, ""
-    for key, kind, value_at, end in _gguf_pairs(data, pairs):
-        at = end
+    at, alignment, architecture = 24, _GGUF_ALIGNMENT, ""
+    for _ in range(pairs):
+        key, at = _gguf_string(data, at)
+        (kind,) = struct.unpack_from("<I", data, at)
+        value_at, at = at + 4, _gguf_skip(data, at + 4, kind)
         if key == "general.alignment" and kind == _GGUF_U32:
             (alignment,) = struct.unpack_from("<I", data, value_at)
         elif key == "general.architecture" and kind == _GGUF_STRING:
@@ -131,35 +130,6 @@ def _check_gguf(path: Path, data: mmap.mmap, *, projector: bool) -> None:
     at, size = _gguf_tensors(path, data, at, tensors)
     if -(-at // alignment) * alignment + size > len(data):
         raise _NotWholeError
-
-
-def gguf_file_type(path: Path) -> int | None:
-    """Return what most weights of a language model are (llama.h, ``llama_ftype``); None when it does not say.
-
-    Raises `ModelFileError` when it is no GGUF file or damaged, and OSError.
-    """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if data[:4] != b"GGUF":
-                raise _refuse_magic(path, data, "a language model in GGUF format (b'GGUF')")
-            (pairs,) = struct.unpack_from("<Q", data, 16)
-            for key, kind, at, _ in _gguf_pairs(data, pairs):
-                if key == "general.file_type" and kind == _GGUF_U32:
-                    (found,) = struct.unpack_from("<I", data, at)
-                    return int(found)
-    except (ValueError, struct.error, OverflowError, _NotWholeError):
-        raise ModelFileError(f"{path} is truncated or damaged; fetch it again") from None
-    return None
-
-
-def _gguf_pairs(data: mmap.mmap, count: int) -> Iterator[tuple[str, int, int, int]]:
-    """Yield each pair's key, the type of its value, where that begins and where it ends."""
-    at = _GGUF_PAIRS_AT
-    for _ in range(count):
-        key, at = _gguf_string(data, at)
-        (kind,) = struct.unpack_from("<I", data, at)
-        value_at, at = at + 4, _gguf_skip(data, at + 4, kind)
-        yield key, kind, value_at, at
 
 
 def _gguf_tensors(path: Path, data: mmap.mmap, at: int, count: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hotpind.errors import ModelFileError
 from hotpind.models.catalogue import Role
 from hotpind.models.convert_whisper import WeightFormat, convert_whisper
-from hotpind.models.formats import BLOCKS, check_model_file, check_voice_config, gguf_file_type
+from hotpind.models.formats import BLOCKS, check_model_file, check_voice_config
 from tests.models.samples import a_ctranslate2, a_gguf, a_voice_config, an_onnx
 
 
@@ -114,21 +114,3 @@ def test_the_configuration_of_a_voice(tmp_path: Path) -> None:
     path.write_bytes(b'{"audio": {}}')
     with pytest.raises(ModelFileError, match=r"audio\.sample_rate or phoneme_id_map is missing"):
         check_voice_config(path)
-
-
-def test_what_a_language_models_weights_are_is_read_where_it_says_so(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    a_gguf(path)
-    assert gguf_file_type(path) is None
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_array("tokenizer.ggml.tokens", ["a", "bc"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_1)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    assert gguf_file_type(path) == gguf.LlamaFileType.MOSTLY_Q4_1
-    whole = path.read_bytes()
-    for cut in range(len(whole)):
-        path.write_bytes(whole[:cut])
-        with pytest.raises(ModelFileError):
-            gguf_file_type(path)
