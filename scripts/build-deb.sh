@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds dist/hotpind_VERSION_ARCHITECTURE.deb: /opt/hotpind with its own Python environment, the unit, the
 # configuration. The package fits the Debian release and architecture of the machine that builds it, and the Python that
-# builds it: the system's, or another that came from a Debian package and is named with HOTPIN_PYTHON.
+# builds it: the system's, or another that came from a Debian package and is named with HOTPIN_PYTHON. On ARM it also
+# fits processors like that machine's.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -15,7 +16,8 @@ usage: scripts/build-deb.sh [--version VERSION] [--output DIRECTORY] [--fast]
   --fast      do not compress (a package that stays on this machine)
 
 HOTPIN_PYTHON names another Python than /usr/bin/python3; it has to come from a Debian package, such as
-/usr/bin/python3.11. CMAKE_ARGS are given to the build of llama.cpp.
+/usr/bin/python3.11. CMAKE_ARGS are given to the build of llama.cpp. On ARM the package is for processors that
+can do what this machine's can; GGML_CPU_ARM_ARCH=armv8-a makes a slower one for all.
 TEXT
 }
 

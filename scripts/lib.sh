@@ -10,8 +10,23 @@ WORK=$TOP/.cache
 STAMPS=$VENV/.hotpin
 HOTPIN_CACHE=${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/hotpin
 WHEELS=$HOTPIN_CACHE/wheels
+
+# arm_arch [CPUINFO]: what to build llama.cpp and whisper.cpp for on this ARM processor, when it can do more than every
+# ARMv8. Quantised weights are multiplied by dot products, which a Raspberry Pi 5 and a Jetson Orin have and a Raspberry
+# Pi 4 has not; without GGML_NATIVE, which takes all that the processor has, ggml does without unless it is told.
+arm_arch() {
+    local features
+    [ "$(uname -m)" = aarch64 ] || return 0
+    features=" $(sed -n '/^Features/{s/^[^:]*: *//p;q}' "${1:-/proc/cpuinfo}") "
+    case $features in
+    *" asimdhp "*" asimddp "* | *" asimddp "*" asimdhp "*) printf armv8.2-a+dotprod+fp16 ;;
+    *" asimddp "*) printf armv8.2-a+dotprod ;;
+    esac
+}
+ARM_ARCH=${GGML_CPU_ARM_ARCH-$(arm_arch)}
+NATIVE_ARGS="${ARM_ARCH:+-DGGML_CPU_ARM_ARCH=$ARM_ARCH }${CMAKE_ARGS:-}"
 # What was built with other options must not be taken for the plain one, nor the other way round.
-[ -z "${CMAKE_ARGS:-}" ] || WHEELS=$WHEELS-$(printf '%s' "$CMAKE_ARGS" | sha256sum | cut -c 1-12)
+[ -z "$NATIVE_ARGS" ] || WHEELS=$WHEELS-$(printf '%s' "$NATIVE_ARGS" | sha256sum | cut -c 1-12)
 LOCK_WAIT_S=600
 STEP_PID=""
 STEP_PATIENT=""
@@ -338,10 +353,10 @@ need_wheel() {
 # of any Git repository around it, such as a home directory's.
 need_native_wheels() {
     need_wheel llama-cpp-python llama.cpp "about 5 minutes on two x86 cores, half an hour on a Raspberry Pi 4" \
-        CMAKE_ARGS="-DGGML_NATIVE=OFF ${CMAKE_ARGS:-}"
+        CMAKE_ARGS="-DGGML_NATIVE=OFF $NATIVE_ARGS"
     need_wheel pywhispercpp whisper.cpp "about 2 minutes on two x86 cores, 10 on a Raspberry Pi 4" \
         CMAKE_ARGS= GGML_NATIVE=OFF GGML_LLAMAFILE=ON BUILD_SHARED_LIBS=OFF CMAKE_POSITION_INDEPENDENT_CODE=ON \
-        PYWHISPERCPP_VERSION="$(pin_of pywhispercpp)"
+        GGML_CPU_ARM_ARCH="$ARM_ARCH" PYWHISPERCPP_VERSION="$(pin_of pywhispercpp)"
 }
 
 # The second speech engine (the extra whisper-cpp-python), for the tests and for settings that ask for it. Without its
@@ -366,15 +381,15 @@ pip_install() {
 need_project() {
     local extras=systemd inputs native
     inputs=$(cd "$TOP" && { cat setup.cfg pyproject.toml constraints.txt hotpind/__init__.py &&
-        printf '%s' "${CMAKE_ARGS:-}"; declare -f need_native_wheels; } | sha256sum | cut -d ' ' -f 1)
+        printf '%s' "$NATIVE_ARGS"; declare -f need_native_wheels; } | sha256sum | cut -d ' ' -f 1)
     [ "$1" = run ] || extras=systemd,test
     stamped "packages-$1" "$inputs" && return 0
     need_native_wheels
     : >"$STAMPS/filling"
     # pip would keep those that are there, as their versions are the same.
-    native="llama-cpp-python pywhispercpp ${CMAKE_ARGS:-}"
+    native="llama-cpp-python pywhispercpp $NATIVE_ARGS"
     if ! stamped native "$native" && [ -e "$STAMPS/packages-run" ]; then
-        say "llama.cpp and whisper.cpp as they were built here (CMAKE_ARGS='${CMAKE_ARGS:-}') take the others' place"
+        say "llama.cpp and whisper.cpp as they were built here (options '$NATIVE_ARGS') take the others' place"
         quietly "other native packages" "$VENV/bin/pip" uninstall --yes --quiet llama-cpp-python pywhispercpp || exit 1
     fi
     # Build tools are pinned as well, which pip's own isolated builds would not be.

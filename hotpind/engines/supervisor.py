@@ -36,6 +36,7 @@ BEAT_BUSY_S = 1.0
 """How often while a request waits for it: a stopped process is found before the wearer loses patience."""
 BEAT_DEADLINE_S = 3.0
 """A living engine answers in milliseconds even in the middle of a decode; a swapping Pi may need a second."""
+WRONG_PROCESSOR = ": it was built for another processor; set the appliance up again on this machine"
 KEPT_LINES = 20
 DYING_S = 1.0
 """A dying process closes its socket before its parent learns of its end: how long the news may take."""
@@ -348,7 +349,8 @@ class Engine:
             return self._replace_reason
         if status is not None and status < 0:
             with contextlib.suppress(ValueError):
-                return f"killed by {signal.Signals(-status).name}"
+                name = signal.Signals(-status).name
+                return f"killed by {name}" + (WRONG_PROCESSOR if name == "SIGILL" else "")
         last = next((line for line in reversed(self._lines) if line.strip()), "")
         return f"exit status {status}" + (f", last words: {last[:200]}" if last else "")
 

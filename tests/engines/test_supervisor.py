@@ -110,6 +110,15 @@ async def test_a_priority_that_cannot_be_set_is_told_and_does_not_stop_it(
     assert "runs at the daemon's own priority (Operation not permitted)" in caplog.text
 
 
+async def test_an_engine_built_for_another_processor_says_what_to_do(
+        make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    engine = make()
+    engine.start()
+    await engine.ready(60)
+    os.kill(engine.pid or 0, signal.SIGILL)
+    await until(lambda: "built for another processor; set the appliance up again on this machine" in caplog.text)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
 async def test_a_crash_is_followed_by_a_restart(make: Make, number: signal.Signals) -> None:
     engine = make()

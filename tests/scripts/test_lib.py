@@ -123,6 +123,34 @@ def test_llama_built_with_other_options_is_another_wheel() -> None:
     assert cuda == wheels("-DGGML_CUDA=on")
 
 
+@pytest.mark.parametrize(("features", "built_for"), [
+    # Raspberry Pi 4, 5, Jetson Orin and an early phone's, as their kernels tell them.
+    ("fp asimd evtstrm crc32 cpuid", ""),
+    ("fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
+     "armv8.2-a+dotprod+fp16"),
+    ("fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp uscat ilrcpc "
+     "flagm paca pacg", "armv8.2-a+dotprod+fp16"),
+    ("fp asimd crc32 atomics asimdrdm asimddp", "armv8.2-a+dotprod")])
+def test_an_arm_processor_gets_what_it_can_do(tmp_path: Path, features: str, built_for: str) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: {features}\n" * 2)
+    done = bash(f'uname() {{ echo aarch64; }}\narm_arch "{cpuinfo}"')
+    assert (done.returncode, done.stdout) == (0, built_for), done.stderr
+    assert bash(f'uname() {{ echo x86_64; }}\narm_arch "{cpuinfo}"').stdout == ""
+
+
+def test_what_was_built_for_one_arm_processor_is_not_taken_for_another() -> None:
+    def asked(arch: str) -> tuple[str, ...]:
+        shown = bash('printf "%s\n" "$WHEELS" "$NATIVE_ARGS"', XDG_CACHE_HOME="/x", CMAKE_ARGS="-DX=on",
+                     GGML_CPU_ARM_ARCH=arch)
+        return tuple(shown.stdout.splitlines())
+
+    plain, older, newer = asked(""), asked("armv8-a"), asked("armv8.2-a+dotprod")
+    assert len({each[0] for each in (plain, older, newer)}) == 3
+    assert [each[1] for each in (plain, older, newer)] == [
+        "-DX=on", "-DGGML_CPU_ARM_ARCH=armv8-a -DX=on", "-DGGML_CPU_ARM_ARCH=armv8.2-a+dotprod -DX=on"]
+
+
 SETTINGS = """
 [paths]
 models = "{folder}/models"
