@@ -19,7 +19,7 @@ arm_arch() {
     [ "$(uname -m)" = aarch64 ] || return 0
     features=" $(sed -n '/^Features/{s/^[^:]*: *//p;q}' "${1:-/proc/cpuinfo}") "
     case $features in
-    *" asimdhp "*" asimddp "* | *" asimddp "*" asimdhp "*) printf armv8.2-a+dotprod+fp16 ;;
+    *" asimdhp "*"asimddp "*) printf armv8.2-a+dotprod+fp16 ;;
     *" asimddp "*) printf armv8.2-a+dotprod ;;
     esac
 }

@@ -44,12 +44,9 @@ the cores to itself makes a clause in this time on a PC."""
 DRIPPING_S = 1.0
 """A model that takes longer than this for those few words would leave gaps after them: its clause is waited for, and
 another model may yet answer in its place."""
-
 RUNWAY_S = 0.8
 """With less audio than this before it, a piece is spoken up to the last whole word rather than leave a gap: Piper
 needs 0.1 s for a clause on a PC, three times that on a Pi 4."""
-
-
 DRY_S = 2.0
 """After so much silence even a word or two are spoken: they may be all that a slow model has."""
 TICK_S = 0.2

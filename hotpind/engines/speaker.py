@@ -87,7 +87,7 @@ def steps_for(share: float) -> Steps:
     The second piece, with some frames on both sides of it, is ready when the first was heard up to a share of 0.22 with
     `QUICK` and of 0.33 with `STEADY`. What is left of the former is for moments when others compute, too.
     """
-    return QUICK if share < 0.13 else STEADY if share < 0.35 else SLOW
+    return QUICK if share < 0.13 else STEADY if share < 0.33 else SLOW
 
 
 @dataclass(frozen=True, slots=True)

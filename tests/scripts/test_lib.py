@@ -124,12 +124,13 @@ def test_llama_built_with_other_options_is_another_wheel() -> None:
 
 
 @pytest.mark.parametrize(("features", "built_for"), [
-    # Raspberry Pi 4, 5, Jetson Orin and an early phone's, as their kernels tell them.
+    # Raspberry Pi 4 and 5, Jetson Orin, as their kernels tell them; the two side by side; no half precision.
     ("fp asimd evtstrm crc32 cpuid", ""),
     ("fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
      "armv8.2-a+dotprod+fp16"),
     ("fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp uscat ilrcpc "
      "flagm paca pacg", "armv8.2-a+dotprod+fp16"),
+    ("fp asimdhp asimddp", "armv8.2-a+dotprod+fp16"),
     ("fp asimd crc32 atomics asimdrdm asimddp", "armv8.2-a+dotprod")])
 def test_an_arm_processor_gets_what_it_can_do(tmp_path: Path, features: str, built_for: str) -> None:
     cpuinfo = tmp_path / "cpuinfo"
